@@ -182,6 +182,30 @@ _RECIPES = (
         full=dict(SST_FULL, freeze_layers=8), smoke=dict(freeze_layers=1),
         minutes=7,
     ),
+    # One factor at a time around sst-full: learning rate, batch size (S1's study, with the batch size isolated).
+    Recipe(
+        "sst-lr-1e-5", 5, "sentiment with a third of the learning rate",
+        dict(SST, lr=1e-5),
+        full=SST_FULL, minutes=12,
+        published=(("S1", "dev", "baseline", "sst"),),
+        differs="the report uses BERT-base and 10 epochs",
+    ),
+    Recipe(
+        "sst-lr-1e-4", 5, "sentiment with three times the learning rate",
+        dict(SST, lr=1e-4),
+        full=SST_FULL, minutes=12,
+    ),
+    Recipe(
+        "sst-batch-32", 5, "sentiment with 32 sentences a step",
+        dict(SST, batch_size=32),
+        full=SST_FULL, smoke=dict(batch_size=32), minutes=7, seeds=(0, 1, 2, 3, 4),
+        differs="the report's row changes nothing but the batch, and repeats another row's numbers",
+    ),
+    Recipe(
+        "cfimdb-full", 5, "whole film reviews, positive or negative, with every weight trained",
+        dict(task="cfimdb", data="hub", epochs=3, lr=3e-5, batch_size=8, max_length=512),
+        full=SST_FULL, smoke=dict(task="sst"), minutes=20,
+    ),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
