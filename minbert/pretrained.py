@@ -233,7 +233,7 @@ def save_pretrained(model, tokenizer, directory):
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {hf_name(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    tensors = {hf_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
     # Each file appears whole or not at all: written beside its place, then moved there.
     save_file(tensors, directory / "model.safetensors.part", metadata={"format": "pt"})
     (directory / "model.safetensors.part").replace(directory / "model.safetensors")

@@ -9,7 +9,7 @@ from minbert.attention import OneAttentionLayer
 from minbert.bert import BertConfig, BertModel
 from minbert.classify import SentenceClassifier
 from minbert.embeddings import BagOfEmbeddings
-from minbert.fast import use_fast
+from minbert.fast import use_cls_only, use_fast
 from minbert.pretrained import WeightsError, find_weights, load_pretrained
 from minbert.run import checkpoint
 from minbert.run.recipes import Config, slug, source_name
@@ -119,6 +119,8 @@ def load_classifier(directory):
     model = SentenceClassifier(encoder, len(meta["label_names"]))
     checkpoint.fit(model, tensors, path)
     use_fast(model, meta["config"]["attention"] == "fast")
+    if meta["config"].get("last_layer") == "cls":
+        use_cls_only(model)
     try:
         tokenizer = load_tokenizer(Path(directory))
     except (FileNotFoundError, ValueError) as error:

@@ -41,6 +41,8 @@ HELP = {
     "freeze_layers": "layers frozen by --freeze partial",
     "precision": "auto (fp32 on a CPU, 16 bits on a GPU), fp32, bf16 or fp16",
     "attention": "plain, or fast: the fused kernel",
+    "last_layer": "all tokens, or cls: the last layer for [CLS] only, which gives the same and is sooner done",
+    "embedding_rows": "all, or occurring: train only the embedding rows that the training data use",
     "vocab_size": "word pieces to learn, for --model scratch",
     "layers": "number of layers, for --model scratch",
     "hidden_size": "size of the vectors, for --model scratch and for the encoders bag and attention",

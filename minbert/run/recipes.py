@@ -61,6 +61,8 @@ class Config:
     # arithmetic
     precision: str = "auto"          # "auto": fp32 on a CPU, bf16 or fp16 on a GPU · "fp32" · "bf16" · "fp16"
     attention: str = "plain"         # "plain": the one to read · "fast": scaled_dot_product_attention
+    last_layer: str = "all"          # "all" · "cls": its output for [CLS] only, which is all that a sentence task reads
+    embedding_rows: str = "all"      # "all" · "occurring": the optimizer sees only rows that the training data use
     # shape of a model from nothing (weights "scratch", or the encoders "bag" and "attention")
     vocab_size: int = 0
     layers: int = 0
@@ -85,6 +87,8 @@ CHOICES = {
     "freeze": ("none", "partial", "full"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "attention": ("plain", "fast"),
+    "last_layer": ("all", "cls"),
+    "embedding_rows": ("all", "occurring"),
 }
 
 
@@ -262,6 +266,9 @@ def make(**settings) -> Config:
             raise RecipeError(f"{key} must not be negative, not {getattr(config, key)}")
     if config.encoder != "bert" and config.init == "pretrained":
         raise RecipeError(f"encoder {config.encoder!r} has no pre-trained weights: choose --init random")
+    for key in ("last_layer", "embedding_rows"):
+        if getattr(config, key) != "all" and (config.encoder != "bert" or config.task == "mlm"):
+            raise RecipeError(f"{key} {getattr(config, key)!r} is for a BERT that classifies sentences: leave it at 'all'")
     if config.weights == "scratch" and config.init == "pretrained":
         raise RecipeError("weights 'scratch' are random: choose --init random, or another --model")
     return config

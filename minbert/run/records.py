@@ -107,8 +107,8 @@ def make(config: Config, task, arithmetic, done, timing: str, curve: dict) -> di
 
 def parameters(model) -> tuple[int, int]:
     """(trained, stored): how many numbers training may change, and how many there are."""
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, sum(tensor.numel() for tensor in model.state_dict().values())    # embedding rows left out too
 
 
 def command_of(config: Config, arithmetic) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from minbert.classify import SentenceClassifier, freeze
-from minbert.fast import use_fast
+from minbert.fast import use_cls_only, use_fast, use_occurring_rows
 from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share
 from minbert.mlm import MaskedLanguageModel, mask_tokens
 from minbert.pretrained import save_pretrained
@@ -36,9 +36,9 @@ def predict(model, ids: list[list[int]], arithmetic, batch_size: int = 64) -> to
     model.eval()
     batch_list = batches([len(row) for row in ids], batch_size, shuffle=False)
     rows = []
-    for indices in batch_list:
-        batch = arithmetic.move(collate(indices, ids))
-        with arithmetic.autocast():
+    with arithmetic.autocast():                      # around all batches: the weights are turned into 16 bits once
+        for indices in batch_list:
+            batch = arithmetic.move(collate(indices, ids))
             rows.extend(model(batch["input_ids"], batch["attention_mask"]).float().cpu())    # (B, K)
     model.train(was_training)
     return torch.stack(restore(rows, batch_list))                                            # (N, K)
@@ -69,12 +69,16 @@ class SentenceTask:
         self.start = build.start(config, train.texts, runs)
         self.classes, self.label_names = train.classes, train.label_names
         self.model = SentenceClassifier(self.start.encoder, self.classes, config.head_dropout)
-        freeze(self.model, config.freeze, config.freeze_layers)
-        use_fast(self.model, config.attention == "fast")
         self.tokenizer = self.start.tokenizer
         tokenised = tokenise(train, self.tokenizer, config.max_length)
         tokenised_dev = tokenise(dev, self.tokenizer, config.max_length)
         self.train_ids, self.train_labels = tokenised.ids, train.labels
+        use_fast(self.model, config.attention == "fast")
+        if config.last_layer == "cls":
+            use_cls_only(self.model)
+        if config.embedding_rows == "occurring":
+            use_occurring_rows(self.model, self.train_ids)
+        freeze(self.model, config.freeze, config.freeze_layers)
         self.dev_ids, self.dev_labels, self.example_ids = tokenised_dev.ids, dev.labels, train.ids
         self.notes = [note for note in (tokenised.note, tokenised_dev.note) if note]
         self.data = {"name": source_name(config.data), "train": _described(train), "dev": _described(dev),
