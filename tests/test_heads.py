@@ -10,7 +10,7 @@ from minbert.checks.engine import randomise
 from minbert.classify import SentenceClassifier, freeze, trainable
 from minbert.embeddings import BagOfEmbeddings, nearest_pieces
 from minbert.mlm import MaskedLanguageModel, mask_tokens
-from minbert.optim import linear_schedule, make_optimizer
+from minbert.optim import make_optimizer
 from minbert.pretrained import hf_name
 
 TINY = BertConfig(50, 24, 3, 4, 40, max_positions=16, hidden_dropout=0.5, attention_dropout=0.5)
@@ -109,13 +109,6 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay():
         make_optimizer(model)
     with pytest.raises(ValueError, match="none of adamw-torch"):
         make_optimizer(classifier(), "adam")
-
-
-def test_the_schedule_by_hand():
-    # Two steps of warm-up, ten in all, a rate of 10.
-    assert [10 * linear_schedule(t, 2, 10) for t in range(10)] == [0, 5, 10, 8.75, 7.5, 6.25, 5, 3.75, 2.5, 1.25]
-    assert linear_schedule(10, 2, 10) == 0
-    assert linear_schedule(0, 0, 4) == 1
 
 
 def test_the_masked_language_model_equals_hugging_face():

@@ -29,12 +29,16 @@ HELP = {
     "steps_per_epoch": "stop each epoch after so many steps; 0: use all sentences",
     "max_length": "word pieces a sentence, the rest is cut",
     "bucket": "sort by length within so many batches; 1: batches at random",
-    "optimizer": "which optimizer",
+    "optimizer": "adamw-torch (PyTorch's, the fastest), adamw (ours, equal to it), adamw-course (decay last, as in the course), "
+                 "adamw-uncorrected (no bias correction, as in Google's BERT) or adam-l2 (decay in the gradient)",
     "lr": "learning rate",
     "weight_decay": "weight decay",
     "schedule": "of the learning rate, after the warm-up: linear (down to 0) or constant",
     "warmup": "share of the steps in which the learning rate rises",
     "clip": "largest norm of the gradient; 0: no clipping",
+    "rates": "who learns at --lr: same (everybody), layerwise (the head; each layer down less) or tiers (the heads; pooler and "
+             "encoder less)",
+    "rate_decay": "what each step down multiplies the rate by, for --rates layerwise and tiers",
     "dropout": "inside the encoder",
     "head_dropout": "before the classifier",
     "freeze": "none, partial (embeddings and the first --freeze-layers layers) or full (the whole encoder)",

@@ -97,7 +97,8 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     announce(config, task, arithmetic)
 
     model = task.model.to(arithmetic.device).train()
-    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, rates=config.rates,
+                               rate_decay=config.rate_decay)
     lengths = [len(ids) for ids in task.train_ids]
     done = Progress()
     best_weights = None

@@ -47,12 +47,14 @@ class Config:
     max_length: int = 128            # in word pieces, [CLS] and [SEP] included; longer sentences are cut and counted
     bucket: int = 50                 # sort by length within so many batches; 1: random batches
     # the optimizer
-    optimizer: str = "adamw-torch"
+    optimizer: str = "adamw-torch"   # "adamw-torch": PyTorch's, fused · "adamw": ours · and others, see optim.py
     lr: float = 3e-5
     weight_decay: float = 0.01
     schedule: str = "linear"         # "linear": up over the warm-up, then down to 0 · "constant": up, then level
     warmup: float = 0.1              # share of all steps
     clip: float = 1.0                # largest gradient norm; 0: no clipping
+    rates: str = "same"              # "same" · "layerwise": lower by rate_decay at each layer down · "tiers"
+    rate_decay: float = 0.8
     # regularisation
     dropout: float = 0.1             # inside the encoder: hidden states and attention probabilities
     head_dropout: float = 0.1        # on the pooled vector, before the classifier
@@ -82,7 +84,8 @@ CHOICES = {
     "task": ("sst", "cfimdb", "mlm"),
     "encoder": ("bert", "attention", "bag"),
     "init": ("pretrained", "random"),
-    "optimizer": ("adamw-torch",),
+    "optimizer": ("adamw-torch", "adamw", "adamw-course", "adamw-uncorrected", "adam-l2"),
+    "rates": ("same", "layerwise", "tiers"),
     "schedule": ("linear", "constant"),
     "freeze": ("none", "partial", "full"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
@@ -122,6 +125,10 @@ SST_FULL = dict(weights="bert-base-uncased", epochs=10)
 SMALL_BERT = dict(weights="scratch", init="random", vocab_size=4000, layers=4, hidden_size=128, heads=4,
                   intermediate_size=512)
 
+# Chapter 4: one epoch, at a rate at which optimizers differ. Ours in each of its forms; one factor at a time.
+ONE_EPOCH = dict(SST, optimizer="adamw", epochs=1, lr=1e-4, batch_size=32)
+ONE_EPOCH_FULL = dict(weights="bert-base-uncased")
+
 _RECIPES = (
     Recipe(
         "bag-of-embeddings", 1, "a mean of word-piece vectors, learned from nothing, and a linear classifier",
@@ -159,6 +166,36 @@ _RECIPES = (
         dict(SST, weights="run:masked-language-model", init="random", lr=3e-4, batch_size=32),
         smoke=dict(weights="run:masked-language-model"),
         minutes=2, needs="masked-language-model",
+    ),
+    Recipe(
+        "optimizer-adamw", 4, "one epoch of sentiment with our AdamW: PyTorch's form",
+        ONE_EPOCH,
+        full=ONE_EPOCH_FULL, minutes=3,
+    ),
+    Recipe(
+        "optimizer-course", 4, "the same with AdamW in the course's form: decay last, ε not corrected",
+        dict(ONE_EPOCH, optimizer="adamw-course"),
+        full=ONE_EPOCH_FULL, minutes=3,
+    ),
+    Recipe(
+        "optimizer-adam-l2", 4, "the same with Adam and an L2 penalty: the decay goes through the gradient",
+        dict(ONE_EPOCH, optimizer="adam-l2"),
+        full=ONE_EPOCH_FULL, minutes=3,
+    ),
+    Recipe(
+        "optimizer-uncorrected", 4, "the same without bias correction, as in Google's BERT",
+        dict(ONE_EPOCH, optimizer="adamw-uncorrected"),
+        full=ONE_EPOCH_FULL, minutes=3,
+    ),
+    Recipe(
+        "optimizer-no-warmup", 4, "the same with our AdamW and the full rate from the first step",
+        dict(ONE_EPOCH, warmup=0.0),
+        full=ONE_EPOCH_FULL, minutes=3,
+    ),
+    Recipe(
+        "optimizer-uncorrected-no-warmup", 4, "neither bias correction nor warm-up",
+        dict(ONE_EPOCH, optimizer="adamw-uncorrected", warmup=0.0),
+        full=ONE_EPOCH_FULL, minutes=3,
     ),
     Recipe(
         "first-finetune", 5, "MiniLM on the book's own film sentences: the first fine-tuning",
@@ -204,6 +241,12 @@ _RECIPES = (
         dict(SST, batch_size=32),
         full=SST_FULL, smoke=dict(batch_size=32), minutes=7, seeds=(0, 1, 2, 3, 4),
         differs="the report's row changes nothing but the batch, and repeats another row's numbers",
+    ),
+    Recipe(
+        "sst-layerwise", 5, "sentiment with a smaller learning rate at each layer down from the head",
+        dict(SST, rates="layerwise"),
+        full=SST_FULL, minutes=12,
+        differs="report S3 has three tiers (rates tiers), with no values; ours is ELECTRA's layer by layer",
     ),
     Recipe(
         "cfimdb-full", 5, "whole film reviews, positive or negative, with every weight trained",
@@ -264,6 +307,8 @@ def make(**settings) -> Config:
     for key in ("lr", "weight_decay", "clip", "steps_per_epoch", "freeze_layers"):
         if not getattr(config, key) >= 0:              # written so that NaN fails too
             raise RecipeError(f"{key} must not be negative, not {getattr(config, key)}")
+    if not 0 < config.rate_decay <= 1:
+        raise RecipeError(f"rate_decay must be above 0 and at most 1, not {config.rate_decay}")
     if config.encoder != "bert" and config.init == "pretrained":
         raise RecipeError(f"encoder {config.encoder!r} has no pre-trained weights: choose --init random")
     for key in ("last_layer", "embedding_rows"):
