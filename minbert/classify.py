@@ -39,7 +39,7 @@ class SentenceClassifier(nn.Module):
         return self
 
 
-FREEZE_MODES = ("none", "partial", "full")
+FREEZE_MODES = ("none", "embeddings", "partial", "full", "head", "all")
 
 
 def freeze(model, mode, layers=0, frozen_dropout=False):
@@ -47,8 +47,9 @@ def freeze(model, mode, layers=0, frozen_dropout=False):
 
     Args:
         model: a `SentenceClassifier`.
-        mode: "none": everything learns. "partial": the embeddings and the first `layers` layers are frozen.
-            "full": the whole encoder is frozen, its pooler too; only the head learns.
+        mode: what keeps its values. "none": nothing, everything learns. "embeddings": these alone. "partial": the
+            embeddings and the first `layers` layers. "full": the whole encoder, its pooler too; only the head learns.
+            "head": only the head; the encoder learns. "all": everything, so that nothing is left to train.
         layers: for "partial".
         frozen_dropout: keep dropout in the frozen parts while training (off by default).
 
@@ -57,14 +58,18 @@ def freeze(model, mode, layers=0, frozen_dropout=False):
         weight decay; calling again with "none" undoes it.
 
     Raises:
-        ValueError: unknown mode, an encoder without layers, or more layers than there are.
+        ValueError: unknown mode, an encoder without embeddings or layers to freeze, or more layers than there are.
     """
     if mode not in FREEZE_MODES:
         raise ValueError(f"freeze: {mode!r} is none of {', '.join(FREEZE_MODES)}")
-    if mode == "partial" and not hasattr(model.encoder, "layers"):
-        raise ValueError(f"freeze: {type(model.encoder).__name__} has no layers, so it can't be frozen in part")
+    if mode in ("embeddings", "partial"):
+        part = "layers" if mode == "partial" else mode
+        if not hasattr(model.encoder, part):
+            raise ValueError(f"freeze: {type(model.encoder).__name__} has no {part}, so it can't be frozen in part")
     # BEGIN choose
     frozen = []
+    if mode == "embeddings":
+        frozen = [model.encoder.embeddings]
     if mode == "partial":
         available = len(model.encoder.layers)
         if not 0 <= layers <= available:
@@ -72,6 +77,10 @@ def freeze(model, mode, layers=0, frozen_dropout=False):
         frozen = [model.encoder.embeddings, *model.encoder.layers[:layers]]
     if mode == "full":
         frozen = [model.encoder]
+    if mode == "head":
+        frozen = [model.head]
+    if mode == "all":
+        frozen = [model.encoder, model.dropout, model.head]
     # END choose
     for parameter in model.parameters():
         parameter.requires_grad = True

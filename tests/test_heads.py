@@ -56,6 +56,8 @@ def test_the_classifier_equals_hugging_face():
         ("partial", 2, {"layers.2", "pooler", "head"}),
         ("partial", 0, {"layers.0", "layers.1", "layers.2", "pooler", "head"}),
         ("full", 0, {"head"}),
+        ("embeddings", 0, {"layers.0", "layers.1", "layers.2", "pooler", "head"}),
+        ("head", 0, {"embeddings", "layers.0", "layers.1", "layers.2", "pooler"}),
     ],
 )
 def test_what_is_frozen_stays_bit_identical_and_the_rest_learns(mode, layers, learns):
@@ -74,6 +76,12 @@ def test_frozen_parts_have_no_dropout_in_training():
     mask = torch.ones_like(ids)
     assert torch.equal(model.encoder(ids, mask)[1], model.encoder(ids, mask)[1])
     assert model.dropout.training
+    model = freeze(model, "all")  # for evaluation: nothing is random, not even in training mode
+    assert torch.equal(model(ids, mask), model(ids, mask)) and not trainable(model)
+    model = freeze(model, "embeddings")
+    assert not model.encoder.embeddings.training and model.encoder.layers[0].training and model.dropout.training
+    model = freeze(model, "head")
+    assert model.encoder.embeddings.training and not model.head.training and not model.head.weight.requires_grad
     model = freeze(model, "partial", layers=1)
     assert not model.encoder.layers[0].training and model.encoder.layers[1].training
     model = freeze(model, "full", frozen_dropout=True)
@@ -88,12 +96,14 @@ def test_freezing_is_undone_by_none():
 
 
 def test_freezing_refuses_what_it_can_not_do():
-    with pytest.raises(ValueError, match="'half' is none of none, partial, full"):
+    with pytest.raises(ValueError, match="'half' is none of none, embeddings, partial, full, head, all"):
         freeze(classifier(), "half")
     with pytest.raises(ValueError, match="4 layers asked for, the encoder has 3"):
         freeze(classifier(), "partial", 4)
-    with pytest.raises(ValueError, match="BagOfEmbeddings has no layers"):
-        freeze(SentenceClassifier(BagOfEmbeddings(50, 8), 2), "partial", 0)
+    bag = SentenceClassifier(BagOfEmbeddings(50, 8), 2)
+    for mode, part in [("partial", "layers"), ("embeddings", "embeddings")]:
+        with pytest.raises(ValueError, match=f"BagOfEmbeddings has no {part}"):
+            freeze(bag, mode)
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay():

@@ -193,6 +193,21 @@ def freeze(answer):
         "With layers=0 nothing is frozen. \"partial\" freezes the embeddings in any case.": [],
     })
 
+    expect("embeddings", 0, ["embeddings"], {
+        "With \"embeddings\", nothing is frozen.": [],
+        "With \"embeddings\", the layers are frozen too.": ["embeddings", *layers],
+        "With \"embeddings\", everything else is frozen and they alone learn.": [*layers, "pooler", "head"],
+    })
+    expect("head", 0, ["head"], {
+        "With \"head\", nothing is frozen.": [],
+        "With \"head\", the encoder is frozen and the head learns. That is \"full\".": everything,
+    })
+    expect("all", 0, [*everything, "head"], {
+        "With \"all\", nothing is frozen.": [],
+        "With \"all\", the head is left to train.": everything,
+        "With \"all\", the pooler is left to train.": [*everything[:-1], "head"],
+    })
+
     for count, mistake in ((4, "A slice such as `layers[:4]` is silent when there are only 3: ask first how many there are."),
                            (-1, "A negative number means something to a slice, all but the last, and nothing here.")):
         refuses(check, answer, count, mistake)
@@ -212,6 +227,9 @@ def freeze(answer):
         "Dropout stays on in the frozen parts: `model.frozen` does not hold them.": lambda: dict.fromkeys(want, True),
         "Dropout is off everywhere.": lambda: dict.fromkeys(want, False),
     })
+    model = check.run(answer, small_model(), "all").train()
+    check.true(not (model.encoder.layers[0].dropout.training or model.dropout.training), "with \"all\", no dropout should be left after model.train().",
+               mistake="The dropout before the head stays on: a model that learns nothing should give the same scores twice.")  # fmt: skip
     kept = check.run(answer, small_model(), "full", frozen_dropout=True).train()
     check.true(kept.encoder.layers[0].dropout.training, "with frozen_dropout=True, dropout should stay on in the frozen parts.",
                mistake="`frozen_dropout` is not used.")  # fmt: skip

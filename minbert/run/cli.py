@@ -41,7 +41,8 @@ HELP = {
     "rate_decay": "what each step down multiplies the rate by, for --rates layerwise and tiers",
     "dropout": "inside the encoder",
     "head_dropout": "before the classifier",
-    "freeze": "none, partial (embeddings and the first --freeze-layers layers) or full (the whole encoder)",
+    "freeze": "what keeps its values: none, embeddings, partial (these and the first --freeze-layers layers), full (the whole "
+              "encoder), head, or all (nothing is left to train)",
     "freeze_layers": "layers frozen by --freeze partial",
     "precision": "auto (fp32 on a CPU, 16 bits on a GPU), fp32, bf16 or fp16",
     "attention": "plain, or fast: the fused kernel",

@@ -58,7 +58,7 @@ class Config:
     # regularisation
     dropout: float = 0.1             # inside the encoder: hidden states and attention probabilities
     head_dropout: float = 0.1        # on the pooled vector, before the classifier
-    freeze: str = "none"             # "none" · "partial": the embeddings and the first freeze_layers · "full"
+    freeze: str = "none"             # "none" · "embeddings" · "partial": these and freeze_layers layers · "full" · "head"
     freeze_layers: int = 0
     # arithmetic
     precision: str = "auto"          # "auto": fp32 on a CPU, bf16 or fp16 on a GPU · "fp32" · "bf16" · "fp16"
@@ -87,7 +87,7 @@ CHOICES = {
     "optimizer": ("adamw-torch", "adamw", "adamw-course", "adamw-uncorrected", "adam-l2"),
     "rates": ("same", "layerwise", "tiers"),
     "schedule": ("linear", "constant"),
-    "freeze": ("none", "partial", "full"),
+    "freeze": ("none", "embeddings", "partial", "full", "head", "all"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "attention": ("plain", "fast"),
     "last_layer": ("all", "cls"),

@@ -66,8 +66,15 @@ def freezing(choose, modules=True, use_frozen_dropout=True, first="all", only=la
     return freeze
 
 
-def chosen(full=None, partial=None, nothing=lambda encoder, model: []):
-    """A choice: `full(encoder, model)`, `partial(encoder, layers)`."""
+OTHERS = {
+    "embeddings": lambda model: [model.encoder.embeddings],
+    "head": lambda model: [model.head],
+    "all": lambda model: [model.encoder, model.dropout, model.head],
+}
+
+
+def chosen(full=None, partial=None, nothing=lambda encoder, model: [], **others):
+    """A choice: `full(encoder, model)`, `partial(encoder, layers)`, and of the others `name(model)`."""
     full = full or (lambda encoder, model: [encoder])
     partial = partial or (lambda encoder, n: [encoder.embeddings, *encoder.layers[:n]])
 
@@ -76,6 +83,8 @@ def chosen(full=None, partial=None, nothing=lambda encoder, model: []):
             return list(full(encoder, model))
         if mode == "none":
             return list(nothing(encoder, model))
+        if mode in OTHERS:
+            return list((OTHERS | others)[mode](model))
         if not 0 <= layers <= len(encoder.layers):
             raise ValueError(layers)
         return list(partial(encoder, layers))
@@ -84,6 +93,8 @@ def chosen(full=None, partial=None, nothing=lambda encoder, model: []):
 
 
 def ask(encoder, model, mode, layers, low=True, high=True):
+    if mode in OTHERS:
+        return OTHERS[mode](model)
     if mode == "partial" and ((high and layers > len(encoder.layers)) or (low and layers < 0)):
         raise ValueError(layers)
     return [] if mode == "none" else [encoder] if mode == "full" else [encoder.embeddings, *encoder.layers[:layers]]
@@ -95,7 +106,8 @@ def by_name(model, mode, layers=0, frozen_dropout=False):
         raise ValueError(mode)
     if mode == "partial" and layers not in range(len(model.encoder.layers) + 1):
         raise ValueError(layers)
-    starts = {"none": (), "full": ("encoder.",),
+    starts = {"none": (), "full": ("encoder.",), "embeddings": ("encoder.embeddings.",), "head": ("head.",),
+              "all": ("encoder.", "dropout.", "head."),
               "partial": ("encoder.embeddings.", *(f"encoder.layers.{i}." for i in range(layers)))}[mode]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(starts))
@@ -111,11 +123,12 @@ def by_counting(model, mode, layers=0, frozen_dropout=False):
     order = [encoder.embeddings, *encoder.layers, encoder.pooler]
     if mode not in classify.FREEZE_MODES or (mode == "partial" and not 0 <= layers <= len(encoder.layers)):
         raise ValueError((mode, layers))
-    count = {"none": 0, "partial": layers + 1, "full": len(order)}[mode]
+    count = {"none": 0, "embeddings": 1, "partial": layers + 1, "full": len(order), "head": 0, "all": len(order)}[mode]
     for number, part in enumerate(order):
         part.requires_grad_(number >= count)
-    model.head.requires_grad_(True)
-    model.frozen = [] if frozen_dropout else order[:count]
+    last = {"head": [model.head], "all": [model.dropout, model.head]}.get(mode, [])
+    model.head.requires_grad_(not last)
+    model.frozen = [] if frozen_dropout else order[:count] + last
     return model.train(model.training)
 
 
@@ -271,6 +284,15 @@ WRONG = {
         "0 layers are nothing": freezing(chosen(partial=lambda encoder, n: [encoder.embeddings, *encoder.layers[:n]] if n else [])),
         "a silent slice": freezing(lambda *given: ask(*given, high=False)),
         "a negative number": freezing(lambda *given: ask(*given, low=False)),
+        "\"embeddings\" freezes nothing": freezing(chosen(embeddings=lambda model: [])),
+        "\"embeddings\" and layers": freezing(chosen(embeddings=lambda model: [model.encoder.embeddings, *model.encoder.layers])),
+        "only the embeddings learn": freezing(chosen(embeddings=lambda model: [*model.encoder.layers, model.encoder.pooler, model.head])),
+        "\"head\" freezes nothing": freezing(chosen(head=lambda model: [])),
+        "\"head\" is \"full\"": freezing(chosen(head=lambda model: [model.encoder])),
+        "\"all\" freezes nothing": freezing(chosen(all=lambda model: [])),
+        "\"all\" but the head": freezing(chosen(all=lambda model: [model.encoder])),
+        "\"all\" but the pooler": freezing(chosen(all=lambda model: [model.encoder.embeddings, *model.encoder.layers, model.head])),
+        "\"all\" but dropout": freezing(chosen(all=lambda model: [model.encoder, model.head])),
         "what was frozen stays": freezing(ask, first="nothing"),
         "only matrices": freezing(ask, only=lambda p: p.ndim > 1),
         "dropout stays on": freezing(ask, modules=False),
