@@ -186,10 +186,13 @@ def test_a_run_stopped_before_its_record_was_written_gets_it_later(tmp_path, mon
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path, monkeypatch, capsys):
     real = loop.training_step
 
-    def training_step(task, batch, step, *rest):
-        if step == 5:
+    steps = []
+
+    def training_step(*arguments):
+        if len(steps) == 5:
             raise KeyboardInterrupt
-        return real(task, batch, step, *rest)
+        steps.append(1)
+        return real(*arguments)
 
     monkeypatch.setattr(loop, "training_step", training_step)
     assert minbert(*RECIPE, "--seeds", 0) == 130
@@ -207,26 +210,32 @@ def test_everything_is_looked_at_before_the_first_minute_is_spent(capsys):
     assert "did you mean sst-full?" in capsys.readouterr().err and not os.path.exists("runs")
 
 
-def test_a_real_ctrl_c_leaves_a_run_that_resumes(tmp_path):
-    """A signal from outside, in a process of its own."""
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
+def test_a_real_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, kind, capsys):
+    """From outside, to a process of its own."""
     import signal
     import time
 
-    code = ("import sys, signal; from minbert.run import cli, loop; real = loop.train_epoch; signal.signal(signal.SIGINT, "
-            "signal.default_int_handler)\n"
-            "def slow(config, task, done, *rest):\n"
-            "    if done.epoch == 1: print('ready', flush=True); import time; time.sleep(60)\n"
-            "    return real(config, task, done, *rest)\n"
-            f"loop.train_epoch = slow; sys.exit(cli.main({[str(a) for a in RECIPE]!r} + ['--seeds', '0']))")
+    code = ("import sys, signal, time; from minbert.run import cli, loop; real = loop.training_step\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell may have it ignored in the background\n"
+            "def slow(*arguments):\n"
+            "    print('ready', flush=True); time.sleep(0.5)\n"
+            "    return real(*arguments)\n"
+            f"loop.training_step = slow; sys.exit(cli.main({[str(a) for a in RECIPE]!r} + ['--seeds', '0']))")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env=ENVIRONMENT)
     while "ready" not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, kind))
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in error and "--resume" in error.splitlines()[-1]
+    assert process.returncode == 130 and "Traceback" not in error
+    assert error.splitlines()[-1] == (
+        "minbert: interrupted: everything up to epoch 0 of 2, step 1 of 4 of the next is kept in "
+        f"{os.path.join('runs', 'first-finetune', 'smoke-scratch-builtin-fp32-0')}; the same command with --resume goes on "
+        "from there")
     assert minbert(*RECIPE, "--seeds", 0, "--resume") == 0
+    assert "resumed after epoch 0 of 2, step 1 of 4 of the next" in capsys.readouterr().out
 
 
 # ---- train, predict, evaluate ------------------------------------------------------------------------------------
@@ -404,7 +413,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch, capsys):
 
     monkeypatch.setattr(loop, "train", train)
     assert minbert("train", *TINY) == 1
-    assert "lower --batch-size" in capsys.readouterr().err
+    assert "give --micro-batch" in capsys.readouterr().err
 
 
 def test_an_unexpected_error_is_told_apart(monkeypatch, capsys):

@@ -91,7 +91,7 @@ def test_it_does_what_a_plain_loop_does(data):
     losses = []
     for epoch in range(2):
         for indices in loop.batches([len(ids) for ids in task.train_ids], 8, 0, epoch):
-            batch = task.batch(indices)
+            batch = task.batch(indices, len(losses))
             step, total = len(losses), 16
             factor = step / 2 if step < 2 else (total - step) / (total - 2)      # warm-up over 10 % of 16 steps
             for group in optimizer.param_groups:
@@ -139,8 +139,8 @@ def test_what_is_frozen_does_not_move_by_a_bit(data, freeze, still, moved):
 def test_the_frozen_part_has_no_dropout_while_the_head_learns(data):
     task = tasks.make(settings(data, freeze="full", dropout=0.5, head_dropout=0.0))
     task.model.train()
-    batch = task.batch([0, 1, 2])
-    first, second = (task.loss(batch, 0)[0].item() for _ in range(2))
+    batch = task.batch([0, 1, 2], 0)
+    first, second = (task.loss(batch)[0].item() for _ in range(2))
     assert first == second
 
 
@@ -186,11 +186,11 @@ def stop_after(monkeypatch, epochs, step=3):
     """Press Ctrl-C in a step of the epoch after so many."""
     real, count = loop.training_step, [0]
 
-    def training_step(task, batch, number, *rest):
-        count[0] += 1
-        if number >= epochs * 8 + step:
+    def training_step(*arguments):
+        if count[0] == epochs * 8 + step:
             raise KeyboardInterrupt
-        return real(task, batch, number, *rest)
+        count[0] += 1
+        return real(*arguments)
 
     monkeypatch.setattr(loop, "training_step", training_step)
 
@@ -199,14 +199,15 @@ def stop_after(monkeypatch, epochs, step=3):
                                      {"precision": "bf16"}, {"task": "mlm", "batch_size": 2},
                                      {"attention": "fast"}],
                          ids=lambda c: "-".join(map(str, c.values())) or "plain")
-@pytest.mark.parametrize("stopped", [1, 2])
-def test_a_resumed_run_continues_bit_for_bit(data, tmp_path, monkeypatch, changes, stopped):
+@pytest.mark.parametrize("save_every, kept", [(0, 8), (1e-9, 11)], ids=["by-epochs", "within-an-epoch"])
+def test_a_resumed_run_continues_bit_for_bit(data, tmp_path, monkeypatch, changes, save_every, kept):
     config = settings(data, **changes)
     whole = run(config, tmp_path / "whole")
-    stop_after(monkeypatch, stopped)
+    stop_after(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "part")
+        run(config, tmp_path / "part", save_every=save_every)
     monkeypatch.undo()
+    assert checkpoint.load(tmp_path / "part" / "last.safetensors")[1]["progress"]["step"] == kept
     torch.rand(5)                                    # another process has another random state
     resumed = run(config, tmp_path / "part", resume=True)
     assert len(whole.losses) == 24 and resumed.losses == whole.losses
@@ -299,13 +300,15 @@ def test_a_directory_in_use_is_refused(data, tmp_path):
 # ---- numbers that are none ---------------------------------------------------------------------------------------
 
 def break_loss(monkeypatch, at, value):
-    real = tasks.SentenceTask.loss
+    real, step = tasks.SentenceTask.loss, loop.training_step
+    taken = []
 
-    def loss(self, batch, step):
-        mean, right, count = real(self, batch, step)
-        return (mean * value if step == at else mean), right, count
+    def loss(self, batch):
+        mean, right, count = real(self, batch)
+        return (mean * value if len(taken) == at + 1 else mean), right, count
 
     monkeypatch.setattr(tasks.SentenceTask, "loss", loss)
+    monkeypatch.setattr(loop, "training_step", lambda *arguments: [taken.append(1), step(*arguments)][1])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -316,7 +319,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_loses_nothing(data, tmp_path
     with pytest.raises(TrainingStopped) as error:
         run(config, tmp_path / "run")
     message = str(error.value)
-    assert "epoch 2, step 5 of 8" in message and str(value) in message and "everything up to epoch 1 is kept" in message
+    assert "epoch 2, step 5 of 8" in message and f"the loss is {value}, first seen in the loss itself" in message
+    assert f"everything up to epoch 1 of 3, step 4 of 8 of the next is kept in {tmp_path / 'run'}" in message
     order = loop.batches([len(ids) for ids in whole.task.train_ids], 8, 0, 1)[4]
     assert ", ".join(f"train{i}" for i in order) in message and "\n" not in message
     monkeypatch.undo()
@@ -328,20 +332,106 @@ def test_the_weights_are_not_touched_by_a_bad_step(data, clip):
     task = tasks.make(settings(data))
     optimizer = loop.make_optimizer(task.model, lr=0.1)
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    real, task.loss = task.loss, lambda batch, step: (real(batch, step)[0] * float("nan"), 0, 1)
+    real, task.loss = task.loss, lambda batch: (real(batch)[0] * float("nan"), 0, 1)
     with pytest.raises(FloatingPointError, match="the loss is nan"):
-        loop.training_step(task, task.batch([0, 1]), 0, optimizer, CPU, clip)
+        loop.training_step(task, task.batch([0, 1], 0), optimizer, CPU, clip)
     assert same(before, task.model.state_dict())
 
 
-def test_a_gradient_that_is_no_number_is_named_by_its_layer(data):
+def breaks(name, where):
+    """Break one layer of a model: its output, its gradient or its weights, and say how `first_bad_layer` should call it."""
+    def harm(model):
+        layer = model.get_submodule(name)
+        if where == "output":
+            layer.register_forward_hook(lambda module, inputs, output: output * float("inf"))
+            return f"the output of {name}"
+        if where == "gradient":
+            layer.weight.register_hook(lambda gradient: gradient * float("nan"))
+            return f"the gradient of {name}.weight"
+        if where == "gradient of the output":
+            # What comes after the layer gives finite numbers and a gradient that is none.
+            def after(module, inputs, output):
+                output.register_hook(lambda gradient: gradient * float("nan"))
+            layer.register_forward_hook(after)
+            return f"the gradient of the output of {name}"
+        with torch.no_grad():
+            layer.weight[0, 0] = float("nan")
+        return f"the weights {name}.weight, which were no numbers before this step"
+    return harm
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+@pytest.mark.parametrize("name", ["encoder.layers.0.down", "encoder.layers.1.up", "head"])
+@pytest.mark.parametrize("where", ["output", "gradient", "gradient of the output", "weights"])
+def test_the_first_bad_layer_is_found(data, name, where, micro_batch):
     task = tasks.make(settings(data))
-    optimizer = loop.make_optimizer(task.model, lr=0.1)
-    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    task.model.encoder.layers[1].up.weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(FloatingPointError, match=r"encoder\.layers\.1\.up\.weight is nan"):
-        loop.training_step(task, task.batch([0, 1]), 0, optimizer, CPU, 1.0)
-    assert same(before, task.model.state_dict())
+    task.model.train()
+    batch, random_numbers = task.batch(range(8), 0), checkpoint.random_state()
+    assert loop.first_bad_layer(task, batch, CPU, random_numbers, micro_batch).startswith("no layer")
+    expected = breaks(name, where)(task.model)
+    assert loop.first_bad_layer(task, batch, CPU, random_numbers, micro_batch) == expected
+    assert all(parameter.grad is None for parameter in task.model.parameters())
+
+
+def test_the_second_pass_has_the_dropout_of_the_first(data):
+    """A layer that only breaks where dropout left one certain entry alone."""
+    task = tasks.make(settings(data, head_dropout=0.5))
+    task.model.train()
+    batch, verdicts = task.batch(range(8), 0), []
+    task.model.dropout.register_forward_hook(
+        lambda module, inputs, output: output / (output[0, 0] == 0).float().sub(1).abs())     # by 0 if dropped
+    for _ in range(8):
+        before = checkpoint.random_state()
+        try:
+            loop.forward_backward(task, batch, CPU)
+            verdicts.append("no layer")
+        except FloatingPointError:
+            verdicts.append("the output of dropout")
+        assert loop.first_bad_layer(task, batch, CPU, before).startswith(verdicts[-1])
+    assert len(set(verdicts)) == 2
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_a_gradient_that_is_no_number_stops_the_run_and_no_broken_weight_is_saved(data, tmp_path, monkeypatch, clip):
+    config = settings(data, clip=clip, epochs=2)
+    whole = run(config)
+    make, count = tasks.make, [0]
+
+    def broken(gradient):
+        count[0] += 1
+        return gradient * float("nan") if count[0] >= 6 else gradient
+
+    def make_broken(*arguments):
+        task = make(*arguments)
+        task.model.encoder.layers[1].up.weight.register_hook(broken)
+        return task
+
+    monkeypatch.setattr(tasks, "make", make_broken)
+    with pytest.raises(TrainingStopped) as error:
+        run(config, tmp_path / "run", save_every=1e-9)
+    if clip:
+        assert "epoch 1, step 6 of 8" in str(error.value) and "the norm of the gradient is nan" in str(error.value)
+        assert "first seen in the gradient of encoder.layers.1.up.weight" in str(error.value)
+    else:                                            # nobody looked at the gradient: the weights are broken already
+        assert "after step 6: the weights" in str(error.value) and "--clip 1" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["progress"]["step"] == 5
+    monkeypatch.undo()
+    assert run(config, tmp_path / "run", resume=True).losses == whole.losses
+
+
+def test_broken_weights_get_no_score(data, monkeypatch):
+    """The last step of an epoch breaks them, and there is neither clipping nor a directory."""
+    make, count = tasks.make, [0]
+
+    def make_broken(*arguments):
+        task = make(*arguments)
+        task.model.head.weight.register_hook(lambda g: [count.append(1), g * float("inf") if len(count) == 9 else g][1])
+        return task
+
+    monkeypatch.setattr(tasks, "make", make_broken)
+    with pytest.raises(TrainingStopped, match="after step 8: the weights .* are no numbers any more"):
+        run(settings(data, clip=0.0))
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------------
@@ -413,10 +503,10 @@ def test_float16_skips_a_step_that_overflows_and_lowers_its_scale(data):
     optimizer = loop.make_optimizer(task.model, lr=1e-2)
     before, scale = {n: t.clone() for n, t in task.model.state_dict().items()}, arithmetic.scaler.get_scale()
     hook = task.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
-    loop.training_step(task, task.batch([0, 1]), 0, optimizer, arithmetic, 1.0)
+    loop.training_step(task, task.batch([0, 1], 0), optimizer, arithmetic, 1.0)
     assert same(before, task.model.state_dict()) and arithmetic.scaler.get_scale() == scale / 2
     hook.remove()
-    loop.training_step(task, task.batch([0, 1]), 0, optimizer, arithmetic, 1.0)
+    loop.training_step(task, task.batch([0, 1], 0), optimizer, arithmetic, 1.0)
     assert not same(before, task.model.state_dict())
 
 
@@ -514,8 +604,7 @@ def test_the_baseline_is_the_frequencies_of_the_training_text(data):
 def test_the_hidden_pieces_depend_on_seed_and_step_alone(data):
     task, again = (tasks.make(settings(data, task="mlm", dropout=0.0)) for _ in range(2))
     task.model.load_state_dict(again.model.state_dict())
-    batch = task.batch(range(8))
-    losses = [task.loss(batch, step)[0].item() for step in (0, 1, 0)]
+    losses = [task.loss(task.batch(range(8), step))[0].item() for step in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
     other = tasks.make(settings(data, task="mlm", seed=1))
     assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(task.dev_batches, other.dev_batches))

@@ -53,6 +53,7 @@ HELP = {
     "hidden_size": "size of the vectors, for --model scratch and for the encoders bag and attention",
     "heads": "attention heads, for --model scratch and for the encoder attention",
     "intermediate_size": "size of the feed-forward part, for --model scratch",
+    "micro_batch": "sentences that go through the model at once, if a batch needs too much memory; 0: the whole batch",
     "mask_rate": "share of the word pieces hidden, for --task mlm",
 }
 
@@ -84,11 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:                          # `minbert recipes | head`
         sys.stderr.close()
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if options.debug:
             raise
-        hint = ". Everything up to the last finished epoch is kept: the same command with --resume goes on from there"
-        return complain("interrupted" + (hint if options.command in ("run", "train") else ""), 130)
+        hint = ": what was saved last is kept, and the same command with --resume goes on from there"
+        return complain(str(stop) or "interrupted" + (hint if options.command in ("run", "train") else ""), 130)
     except Exception as error:
         if options.debug:
             raise
@@ -104,8 +105,8 @@ def one_line(error: Exception, options) -> str:
     """What went wrong, in one line."""
     text = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text or isinstance(error, MemoryError):
-        return ("out of memory: lower --batch-size or --max-length ('minbert train'), or choose a smaller --model"
-                " (a run's finished epochs are kept: --resume)")
+        return ("out of memory: give --micro-batch, at most half the batch (the batch of a step stays as large as it is), or "
+                "choose a smaller --model; with --resume the run goes on from its last checkpoint")
     if isinstance(error, ImportError):
         return f"a package is missing ({text}): 'minbert doctor' says what to install"
     if isinstance(error, (ValueError, UserError, OSError)) or type(error).__name__ == "TrainingStopped":
@@ -124,7 +125,7 @@ def command_run(options) -> int:
         recipe = recipes.find(name)
         for seed in options.seeds or recipe.seeds:
             jobs.append(recipes.resolve(name, options.size, weights=options.model, data=options.data, seed=seed,
-                                        precision=options.precision))
+                                        precision=options.precision, micro_batch=options.micro_batch))
     for config in jobs:
         precision = device.choose(options.device, config.precision).precision
         config = dataclasses.replace(config, precision=precision)
@@ -151,7 +152,7 @@ def command_run(options) -> int:
             loop.say(config, f"{recorded}: recorded with other settings ({'; '.join(changed)}), running it again")
 
         result = loop.train(config, out=out, resume=options.resume, again=options.again, progress=not options.quiet,
-                            device=options.device, timing=options.timing, runs=options.runs)
+                            device=options.device, timing=options.timing, runs=options.runs, save_every=options.save_every)
         say_result(config, result)
         if smoke:
             continue
@@ -193,7 +194,7 @@ def command_train(options) -> int:
     config = dataclasses.replace(config, precision=device.choose(options.device, config.precision).precision)
     out = Path(options.out) if options.out else Path(options.runs) / "train" / recipes.run_name(config)
     result = loop.train(config, out=out, resume=options.resume, again=options.again, progress=not options.quiet,
-                        device=options.device, timing=options.timing, runs=options.runs)
+                        device=options.device, timing=options.timing, runs=options.runs, save_every=options.save_every)
     say_result(config, result)
     return 0
 
@@ -404,6 +405,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", help="other data than the recipe's: builtin, a directory or hub")
     sub.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="one run a seed (default: the recipe's own)")
     sub.add_argument("--root", help="where results are recorded (default: book/results in the book's source, else results)")
+    sub.add_argument("--micro-batch", type=whole, metavar="N", help=HELP["micro_batch"] + " (default: 0)")
     add_precision(sub, None)
     add_running(sub)
 
@@ -473,8 +475,10 @@ def add_running(sub) -> None:
     """How a run is done: nothing here alters its result."""
     group = sub.add_argument_group("how it is run")
     state = group.add_mutually_exclusive_group()
-    state.add_argument("--resume", action="store_true", help="go on from the last finished epoch; skip what is recorded")
+    state.add_argument("--resume", action="store_true", help="go on from the last checkpoint; skip what is recorded")
     state.add_argument("--again", action="store_true", help="start over, and replace what an earlier run left")
+    group.add_argument("--save-every", type=whole_or_part, default=10, metavar="MINUTES",
+                       help="time between two checkpoints within an epoch; 0: only at the end of each epoch (default: 10)")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     group.add_argument("--runs", default="runs", help="where the runs' directories are (default: runs)")
     group.add_argument("--timing", choices=("shared", "alone"), default="shared",
@@ -502,6 +506,14 @@ def whole(text: str) -> int:
         value = -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return value
+
+
+def whole_or_part(text: str) -> float:
+    """A number of minutes, not negative."""
+    value = decimal(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes from 0 up")
     return value
 
 

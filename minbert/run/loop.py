@@ -2,21 +2,24 @@
 
     for each epoch:
         for each batch:   forward → loss → backward → clip → optimizer step
-        score on the dev set; keep the best weights; save everything that the next epoch depends on
+        score on the dev set; keep the best weights; save everything that the rest of the run depends on
 
-Around it stands what makes a run trustworthy: the seed, the checkpoint after each epoch (a resumed run continues bit for
-bit), the stop when a number is no longer a number, and the record.
+Around it stands what makes a run trustworthy: the seed, the checkpoint every few minutes (a resumed run continues bit for
+bit, from the middle of an epoch too), the stop when a number is no longer a number, and the record.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import random
 import shutil
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,10 +36,16 @@ from minbert.run.recipes import Config, public
 from minbert.run.tasks import evaluate, predict  # noqa: F401  (part of this module's interface)
 
 CURVE_EVERY = 25                                     # the training curve of a record: a mean loss every so many steps
+SAVE_EVERY = 10.0                                    # minutes between two checkpoints within an epoch
+SKIPS_IN_A_ROW = 30                                  # float16: so many steps left out one after the other are hopeless
 
 
 class TrainingStopped(RuntimeError):
     """Training can't go on; the message says where it stopped, what is kept, and what to try."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Someone asked the run to stop, and it stopped between two steps; the message says what is kept and how to go on."""
 
 
 class RunError(ValueError):
@@ -54,39 +63,48 @@ class Result:
     losses: list[float]                              # of every step
 
 
+def nothing_yet() -> dict:
+    """The sums over an epoch's steps, before the first of them; `loss` is weighted by the answers of a step."""
+    return {"loss": 0.0, "right": 0, "answers": 0, "examples": 0, "seconds": 0.0, "skipped": 0}
+
+
 @dataclass
 class Progress:
     """Where a run stands.  All of it is in the checkpoint."""
 
-    epoch: int = 0                                   # epochs done
-    step: int = 0                                    # steps done
+    epoch: int = 0                                   # epochs done, their scores on the dev set included
+    step: int = 0                                    # steps done, over all epochs
     losses: list = field(default_factory=list)       # of every step
     history: list = field(default_factory=list)      # metrics of every epoch
     best: int = 0                                    # the epoch with the best dev score, from 1; 0: none yet
+    sums: dict = field(default_factory=nothing_yet)  # of the epoch that is under way
+    skipped: int = 0                                 # steps just left out, one after the other (float16)
 
     def best_score(self, score: str) -> float:
         return self.history[self.best - 1]["dev"][score] if self.best else -math.inf
 
 
 def train(config: Config, out=None, resume=False, again=False, progress=True, device="auto", timing="shared",
-          runs="runs") -> Result:
+          runs="runs", save_every=SAVE_EVERY) -> Result:
     """Train as `config` says.
 
     Args:
         config: see `minbert.run.recipes`.
         out: a directory for the checkpoints, the tokenizer and the record.  None: nothing is kept on disk.
-        resume: go on from the last finished epoch in `out`, if there is one.
+        resume: go on from the last checkpoint in `out`, if there is one; every loss is as if nothing had happened.
         again: throw away what an earlier run left in `out`.
         progress: show a bar and a line an epoch (the environment variable TQDM_DISABLE also hides the bar).
         device: "auto", "cpu" or "cuda".
         timing: "alone" if nothing else runs on the machine; otherwise the record's times are marked as shared.
         runs: where earlier runs are, for weights of the form "run:RECIPE".
+        save_every: minutes between two checkpoints within an epoch; 0: only at the end of each epoch.
 
     Returns:
         a Result, with the best weights in `result.task.model`.
 
     Raises:
         RunError: `out` holds another run already.  TrainingStopped: loss or gradient is no number any more.
+        Interrupted: Ctrl-C or SIGTERM came; everything up to the last step is in `out`.
         CheckpointError, DataError, WeightsError, DeviceError: see there.
     """
     arithmetic = devices.choose(device, config.precision)
@@ -100,31 +118,57 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, rates=config.rates,
                                rate_decay=config.rate_decay)
     lengths = [len(ids) for ids in task.train_ids]
+    steps = steps_an_epoch(config, lengths)
     done = Progress()
     best_weights = None
     identity = {"config": public(config), "data": task.data, "weights": task.start.weights}
     if out is not None:
         if resume and (out / "last.safetensors").exists():
             done, best_weights = restore_run(out, identity, model, optimizer, arithmetic)
-            say(config, f"resumed after epoch {done.epoch} of {config.epochs}")
+            say(config, f"resumed after {standing(done, steps, config.epochs)}")
         write_start(out, identity, task)
 
-    while done.epoch < config.epochs:
-        totals = train_epoch(config, task, done, lengths, optimizer, arithmetic, out, progress)
-        dev = {key: value for key, value in task.evaluate(arithmetic).items() if key != "predictions"}
-        if not math.isfinite(dev[task.score]):
-            raise TrainingStopped(f"stopped after epoch {done.epoch + 1}: the dev {task.score} is {dev[task.score]}; "
-                                  "try a lower --lr")
-        done.epoch += 1
-        done.history.append({"epoch": done.epoch, "train": totals, "dev": dev})
-        if dev[task.score] > done.best_score(task.score):        # the first of two equals stays
-            done.best = done.epoch
-            # A copy: the model's own tensors change with the next step.
-            best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        if out is not None:
-            save_run(out, identity, task, model, optimizer, arithmetic, done, best_weights)
-        if progress:
-            say(config, epoch_line(done.history[-1], config.epochs))
+    saved = time.monotonic()
+    with StopSignal(out is not None) as stop:
+
+        def between_steps():
+            """Save when it is time, stop when asked."""
+            nonlocal saved
+            due = save_every and time.monotonic() - saved >= save_every * 60
+            if out is not None and (due or stop.asked):
+                check_weights(model, done)
+                save_last(out, identity, model, optimizer, arithmetic, done)
+                saved = time.monotonic()
+            stop.check(f"{standing(done, steps, config.epochs)} is kept in {out}")
+
+        while done.epoch < config.epochs:
+            try:
+                totals = train_epoch(config, task, done, lengths, optimizer, arithmetic, progress, between_steps)
+            except FloatingPointError as error:      # the step was not taken: what was there before it can be kept
+                kept = f"what was saved in {out} before stays" if out else "nothing is kept, there is no directory for it"
+                if out is not None and broken_weights(model) is None:
+                    save_last(out, identity, model, optimizer, arithmetic, done)
+                    kept = f"everything up to {standing(done, steps, config.epochs)} is kept in {out}"
+                raise TrainingStopped(f"stopped {error}; {kept}. Try a lower --lr, a longer --warmup or --precision fp32"
+                                      ) from None
+            check_weights(model, done)               # or it would guess one class throughout, and that would be a score
+            dev = {key: value for key, value in task.evaluate(arithmetic).items() if key != "predictions"}
+            if not math.isfinite(dev[task.score]):
+                raise TrainingStopped(f"stopped after epoch {done.epoch + 1}: the dev {task.score} is {dev[task.score]}; "
+                                      "try a lower --lr")
+            done.epoch += 1
+            done.sums = nothing_yet()
+            done.history.append({"epoch": done.epoch, "train": totals, "dev": dev})
+            if dev[task.score] > done.best_score(task.score):        # the first of two equals stays
+                done.best = done.epoch
+                # A copy: the model's own tensors change with the next step.
+                best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            if out is not None:
+                save_epoch(out, identity, task, model, optimizer, arithmetic, done, best_weights)
+                saved = time.monotonic()
+            if progress:
+                say(config, epoch_line(done.history[-1], config.epochs))
+            stop.check(f"{standing(done, steps, config.epochs)} is kept in {out}")
 
     if best_weights is not None:
         model.load_state_dict(best_weights)
@@ -139,55 +183,152 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     return Result(record, out, best_file, task, done.losses)
 
 
-def train_epoch(config, task, done, lengths, optimizer, arithmetic, out, progress) -> dict:
-    """One pass over the training examples: loss and accuracy as they were along the way, seconds, examples/s."""
-    order = batches(lengths, config.batch_size, config.seed, done.epoch, bucket=config.bucket)
-    steps = min(len(order), config.steps_per_epoch or len(order))
-    total = steps * config.epochs
-    seen = right = answers = 0
-    weighted = 0.0
+def steps_an_epoch(config: Config, lengths) -> int:
+    """All batches, or as many as the configuration allows."""
+    every = math.ceil(len(lengths) / config.batch_size)
+    return min(every, config.steps_per_epoch or every)
+
+
+def train_epoch(config, task, done, lengths, optimizer, arithmetic, progress, between_steps) -> dict:
+    """One pass over the training examples, or the rest of one: `done` says where it stands.
+
+    `between_steps()` is called after each step.  Returns loss and accuracy as they were along the way, seconds,
+    examples/s.  Raises FloatingPointError, with the weights, `done` and the random numbers as they were before the
+    step, where loss or gradient is no number; the message says where, and names the examples and the first bad layer.
+    """
+    steps = steps_an_epoch(config, lengths)
+    # The order depends on seed and epoch alone: it is dealt again, and what is done of it is left out.
+    order = batches(lengths, config.batch_size, config.seed, done.epoch, bucket=config.bucket)[:steps]
+    first = done.step - done.epoch * steps
+    sums = done.sums
     began = time.perf_counter()
-    with progress_bar(order[:steps], f"{label(config)}epoch {done.epoch + 1}/{config.epochs}", progress) as bar:
+    with progress_bar(order[first:], f"{label(config)}epoch {done.epoch + 1}/{config.epochs}", progress,
+                      initial=first, total=steps) as bar:
         for indices in bar:
-            batch = arithmetic.move(task.batch(indices))
-            set_learning_rate(optimizer, schedule(config, done.step, total))
+            batch = arithmetic.move(task.batch(indices, done.step))
+            set_learning_rate(optimizer, schedule(config, done.step, steps * config.epochs))
+            random_numbers, scale = checkpoint.random_state(), arithmetic.scaler.get_scale()
             try:
-                loss, hits, count = training_step(task, batch, done.step, optimizer, arithmetic, config.clip)
+                if done.skipped >= SKIPS_IN_A_ROW:
+                    raise FloatingPointError(f"the gradient overflowed float16 in each of the last {done.skipped} steps")
+                loss, hits, count = training_step(task, batch, optimizer, arithmetic, config.clip, config.micro_batch)
             except FloatingPointError as error:
-                raise TrainingStopped(stop_message(error, config, task, done, indices, steps, out)) from None
+                layer = first_bad_layer(task, batch, arithmetic, random_numbers, config.micro_batch)
+                checkpoint.set_random_state(random_numbers)
+                raise FloatingPointError(f"{step_name(config, task, done, indices, steps)}: {error}, first seen in {layer}"
+                                         ) from None
             done.step += 1
             done.losses.append(loss)
-            seen, right, answers, weighted = seen + len(indices), right + hits, answers + count, weighted + loss * count
-            bar.set_postfix({"loss": f"{loss:.3f}", f"{task.unit}/s": f"{seen / (time.perf_counter() - began):.0f}"},
+            done.skipped = done.skipped + 1 if arithmetic.scaler.get_scale() < scale else 0
+            new = {"loss": loss * count, "right": hits, "answers": count, "examples": len(indices),
+                   "seconds": time.perf_counter() - began, "skipped": int(done.skipped > 0)}
+            for key in sums:
+                sums[key] = sums[key] + new[key]
+            bar.set_postfix({"loss": f"{loss:.3f}", f"{task.unit}/s": f"{sums['examples'] / sums['seconds']:.0f}"},
                             refresh=False)
-    seconds = time.perf_counter() - began
-    return {"loss": weighted / answers, "accuracy": int(right) / answers, "steps": steps, "examples": seen,
-            "seconds": seconds, "examples_per_second": seen / seconds}
+            between_steps()
+            began = time.perf_counter()              # the time of saving is not training time
+    totals = {"loss": sums["loss"] / sums["answers"], "accuracy": int(sums["right"]) / sums["answers"], "steps": steps,
+              "examples": sums["examples"], "seconds": sums["seconds"],
+              "examples_per_second": sums["examples"] / sums["seconds"]}
+    if config.precision == "fp16":
+        totals["skipped"] = sums["skipped"]
+    return totals
 
 
-def training_step(task, batch, step, optimizer, arithmetic, clip):
+def training_step(task, batch, optimizer, arithmetic, clip, micro_batch=0):
     """Forward, backward, clip, update: (loss, right answers, answers).
 
-    `batch` is on the model's device, `step` counts from 0.  `clip` is the largest gradient norm allowed, 0 for any.
+    `batch` is on the model's device.  `clip` is the largest gradient norm allowed, 0 for any.  `micro_batch`: the most
+    rows that go through the model at once, 0 for all; the gradients of the parts are added up ("gradient accumulation").
     Raises FloatingPointError, before the weights are touched, when the loss or (with clipping) a gradient is NaN or infinite.
     """
-    with arithmetic.autocast():
-        loss, right, count = task.loss(batch, step)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value}")
     optimizer.zero_grad(set_to_none=True)
-    arithmetic.scaler.scale(loss).backward()         # the scaler does nothing unless the precision is fp16
+    value, right, count = forward_backward(task, batch, arithmetic, micro_batch)
     if clip:
         arithmetic.scaler.unscale_(optimizer)
         norm = clip_gradients([parameter for _, parameter in trainable(task.model)], clip)
         # In float16 a scaled gradient may overflow: then the scaler leaves this step out and lowers its factor.
         if not math.isfinite(norm) and arithmetic.precision != "fp16":
-            broken = [name for name, p in trainable(task.model) if p.grad is not None and not p.grad.isfinite().all()]
-            raise FloatingPointError(f"the gradient of {broken[0] if broken else 'the whole model'} is {norm}")
+            raise FloatingPointError(f"the norm of the gradient is {norm}")
     arithmetic.scaler.step(optimizer)
     arithmetic.scaler.update()
     return value, right, count
+
+
+def forward_backward(task, batch, arithmetic, micro_batch=0):
+    """Forward and backward: the gradient of the batch's mean loss is added to the parameters'.  As `training_step`.
+
+    The mean over the batch is not the mean of the parts' means: the last part may be smaller.  So each part counts by
+    its share of the answers.  With dropout the parts draw other random numbers than the whole would.
+    """
+    parts = micro_batches(batch, micro_batch)
+    answers = [task.answers(part) for part in parts] if len(parts) > 1 else [1]
+    value = right = count = 0
+    for part, asked in zip(parts, answers):
+        if not asked:                                # nothing is asked in this part: a mean over nothing is NaN
+            continue
+        with arithmetic.autocast():
+            loss, hits, n = task.loss(part)
+        loss = loss * (asked / sum(answers))
+        number = loss.item()
+        if not math.isfinite(number):
+            raise FloatingPointError(f"the loss is {number}")
+        arithmetic.scaler.scale(loss).backward()     # the scaler does nothing unless the precision is fp16
+        value, right, count = value + number, right + hits, count + n
+    return value, right, count
+
+
+def micro_batches(batch: dict, rows: int) -> list[dict]:
+    """The batch in parts of at most `rows` rows; columns that are padding in the whole part are cut off.  0: one part."""
+    mask = batch["attention_mask"]                                                           # (B, T)
+    if not rows or rows >= len(mask):
+        return [batch]
+    parts = []
+    for first in range(0, len(mask), rows):
+        longest = int(mask[first:first + rows].sum(dim=1).max())
+        parts.append({key: tensor[first:first + rows, :longest] if tensor.shape == mask.shape else tensor[first:first + rows]
+                      for key, tensor in batch.items()})
+    return parts
+
+
+def first_bad_layer(task, batch, arithmetic, random_numbers, micro_batch=0) -> str:
+    """Where a NaN or an infinity comes from: the step is done once more, with hooks on every layer.
+
+    `random_numbers`: `checkpoint.random_state()` from before the step, so that dropout hides the same entries again.
+    Returns a phrase such as "the output of encoder.layers.1.up".  The layers are looked at in the order in which they
+    compute: forward, then backward, where the gradient comes from the loss and runs towards the embeddings.
+    """
+    found, hooks = [], []
+
+    def look(tensor, phrase):
+        if not tensor.isfinite().all():
+            found.append(phrase)
+
+    def watch(name):
+        def hook(module, inputs, output):
+            for tensor in output if isinstance(output, (tuple, list)) else [output]:
+                if torch.is_tensor(tensor) and tensor.is_floating_point():
+                    look(tensor, f"the output of {name}")
+                    if tensor.requires_grad:
+                        tensor.register_hook(lambda gradient: look(gradient, f"the gradient of the output of {name}"))
+        return hook
+
+    for name, parameter in task.model.named_parameters():
+        look(parameter, f"the weights {name}, which were no numbers before this step")
+        if parameter.requires_grad:
+            hooks.append(parameter.register_hook(lambda gradient, name=name: look(gradient, f"the gradient of {name}")))
+    hooks += [module.register_forward_hook(watch(name or "the model")) for name, module in task.model.named_modules()]
+    checkpoint.set_random_state(random_numbers)
+    try:
+        forward_backward(task, batch, arithmetic, micro_batch)
+    except FloatingPointError:
+        found.append("the loss itself (the outputs of all layers are numbers)")
+    finally:
+        for hook in hooks:
+            hook.remove()
+        task.model.zero_grad(set_to_none=True)
+    return found[0] if found else "no layer: done once more, the step gave numbers (is the machine faulty?)"
 
 
 def clip_gradients(parameters, limit: float) -> float:
@@ -244,6 +385,8 @@ def prepare_directory(out: Path, resume: bool, again: bool) -> Path:
         elif (out / "record.json").exists():
             raise RunError(f"{out}: this run is finished. Start over by --again")
         out.mkdir(parents=True, exist_ok=True)
+        for part in out.glob(".*.part"):             # half a file, of a run that was killed while it wrote
+            part.unlink()
         if not os.access(out, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
@@ -257,21 +400,27 @@ def write_start(out: Path, identity: dict, task) -> None:
     checkpoint.write_whole(out / "tokenizer.json", task.tokenizer.to_str().encode())
 
 
-def save_run(out, identity, task, model, optimizer, arithmetic, done, best_weights) -> None:
-    """Save the epoch.  The order matters: `last` names the best epoch's file, which must be there before it."""
+def save_epoch(out, identity, task, model, optimizer, arithmetic, done, best_weights) -> None:
+    """Save at the end of an epoch.  The order matters: `last` names the best epoch's file, which must be there before it."""
     best = out / f"best-{done.best:03d}.safetensors"
     if done.best == done.epoch:
         metrics = {key: done.history[-1][key] for key in ("train", "dev")}
         checkpoint.save(best, best_weights, {**identity, **task.about(), "epoch": done.best, "metrics": metrics})
-    meta = {**identity, "progress": dataclasses.asdict(done)}
-    checkpoint.save_training(out / "last.safetensors", model, optimizer, meta, arithmetic.scaler)
+    save_last(out, identity, model, optimizer, arithmetic, done)
     for old in out.glob("best-*.safetensors"):
         if old != best:
             old.unlink()
 
 
+def save_last(out, identity, model, optimizer, arithmetic, done) -> None:
+    """Save where the run stands, between any two steps."""
+    done.sums["right"] = int(done.sums["right"])     # a tensor on the device until now: so no step had to wait for it
+    meta = {**identity, "progress": dataclasses.asdict(done)}
+    checkpoint.save_training(out / "last.safetensors", model, optimizer, meta, arithmetic.scaler)
+
+
 def restore_run(out, identity, model, optimizer, arithmetic):
-    """Load the last finished epoch: (Progress, the best weights so far).  Raises CheckpointError if it is another run's."""
+    """Load the last checkpoint: (Progress, the best weights so far).  Raises CheckpointError if it is another run's."""
     path = out / "last.safetensors"
     _, saved = checkpoint.load(path)
     checkpoint.check_same(saved["config"], identity["config"], path)
@@ -281,12 +430,49 @@ def restore_run(out, identity, model, optimizer, arithmetic):
                                              "Use those, or another --out, or start over with --again")
     meta = checkpoint.load_training(path, model, optimizer, arithmetic.scaler)
     done = Progress(**meta["progress"])
-    best_weights, _ = checkpoint.load(out / f"best-{done.best:03d}.safetensors")
+    best_weights = checkpoint.load(out / f"best-{done.best:03d}.safetensors")[0] if done.best else None
     return done, best_weights
 
 
 def _changed(old: dict, new: dict) -> str:
     return "; ".join(f"{key}: {old.get(key)} → {new.get(key)}" for key in new if old.get(key) != new.get(key))
+
+
+class StopSignal:
+    """Within this context, Ctrl-C and SIGTERM don't interrupt: they set `asked`, and `check` stops between two steps.
+
+    A second one stops at once, as KeyboardInterrupt; what was saved before stays.  Signals that are ignored stay so.
+    """
+
+    def __init__(self, active=True):
+        self.asked = False
+        # Python allows only the main thread to handle signals.
+        self.active = active and threading.current_thread() is threading.main_thread()
+        self.before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM) if self.active else ():
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.receive)
+        return self
+
+    def receive(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        with contextlib.suppress(OSError):           # not by print, which may be in the middle of a line
+            os.write(2, b"\nstopping after this step (once more: at once) ...\n")
+
+    def check(self, kept: str) -> None:
+        """Raise Interrupted if someone asked; `kept` says what is saved."""
+        if self.asked:
+            raise Interrupted(f"interrupted: everything up to {kept}; the same command with --resume goes on from there")
+
+    def __exit__(self, kind, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if kind is None and self.asked:              # it came after the last check
+            raise KeyboardInterrupt
 
 
 # ---- what the reader sees ----------------------------------------------------------------------------------------
@@ -325,20 +511,38 @@ def epoch_line(entry: dict, epochs: int) -> str:
             f"  |  dev loss {dev['loss']:.3f}, accuracy {dev['accuracy']:.3f}{extra}")
 
 
-def progress_bar(items, description: str, progress: bool):
+def progress_bar(items, description: str, progress: bool, **choices):
     """A bar for a terminal or a notebook; into a file, one line every half minute.  TQDM_DISABLE is respected."""
-    choices = {} if progress else {"disable": True}
+    if not progress:
+        choices["disable"] = True
     if not sys.stderr.isatty():
         choices["mininterval"] = 30.0
     return tqdm(items, desc=description, leave=False, dynamic_ncols=True, **choices)
 
 
-def stop_message(error, config, task, done, indices, steps, out) -> str:
-    """Where training stopped, what is kept, what to try."""
+def broken_weights(model) -> str | None:
+    """The first parameter with a NaN or an infinity in it.  Without clipping nobody looks at the gradient in each step."""
+    return next((name for name, parameter in model.named_parameters() if not parameter.isfinite().all()), None)
+
+
+def check_weights(model, done: Progress) -> None:
+    """Raise TrainingStopped rather than score or save broken weights."""
+    name = broken_weights(model)
+    if name is not None:
+        raise TrainingStopped(f"stopped after step {done.step}: the weights {name} are no numbers any more; what was saved "
+                              "before stays. Try a lower --lr, or --clip 1")
+
+
+def standing(done: Progress, steps: int, epochs: int) -> str:
+    """What is done, such as "epoch 2 of 3" or "epoch 2 of 3, step 5 of 8 of the next"."""
+    step = done.step - done.epoch * steps
+    return f"epoch {done.epoch} of {epochs}" + (f", step {step} of {steps} of the next" if step else "")
+
+
+def step_name(config, task, done, indices, steps) -> str:
+    """The step under way: epoch, step, and the examples in its batch."""
     examples = ", ".join(str(task.example_ids[i]) for i in indices[:8]) + (", …" if len(indices) > 8 else "")
-    kept = f"everything up to epoch {done.epoch} is kept in {out}" if out and done.epoch else "no epoch was finished"
-    return (f"stopped in epoch {done.epoch + 1}, step {done.step % steps + 1} of {steps}: {error} (examples {examples}); "
-            f"{kept}. Try a lower --lr, a longer --warmup or --precision fp32")
+    return f"in epoch {done.epoch + 1}, step {done.step - done.epoch * steps + 1} of {steps} (examples {examples})"
 
 
 def thin(losses: list[float]) -> dict:

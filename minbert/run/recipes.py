@@ -65,6 +65,7 @@ class Config:
     attention: str = "plain"         # "plain": the one to read · "fast": scaled_dot_product_attention
     last_layer: str = "all"          # "all" · "cls": its output for [CLS] only, which is all that a sentence task reads
     embedding_rows: str = "all"      # "all" · "occurring": the optimizer sees only rows that the training data use
+    micro_batch: int = 0             # sentences that go through the model at once, of the batch_size of a step; 0: all
     # shape of a model from nothing (weights "scratch", or the encoders "bag" and "attention")
     vocab_size: int = 0
     layers: int = 0
@@ -75,8 +76,9 @@ class Config:
     mask_rate: float = 0.15
 
 
-# Names only: they say where the settings came from, and alter nothing.
-LABELS = ("recipe", "size")
+# They may differ between two runs that are called the same.  Names alter nothing; the micro-batch alters the rounding
+# (and, with dropout, which random numbers are drawn), so that a run out of memory can go on with a smaller one.
+LABELS = ("recipe", "size", "micro_batch")
 # Chosen at the command line, apart from the recipe.  A record keeps its own values of these.
 CHOSEN_APART = ("size", "weights", "data", "precision", "seed")
 

@@ -1,8 +1,10 @@
 """What is learned: the examples, the loss and the score of a task.
 
 A task holds its model, its training examples and its development examples, and answers two questions:
-`loss(batch, step)`: how wrong is the model on this batch?  `evaluate(arithmetic)`: how good is it on the dev set?
-The training loop (loop.py) needs to know nothing else about it.
+`loss(batch)`: how wrong is the model on this batch?  `evaluate(arithmetic)`: how good is it on the dev set?
+`batch(indices, step)` makes the batch, and draws what is random in it from the step's number alone, so that a resumed run
+sees the same; `answers(batch)` says over how many answers its loss is a mean.  The training loop (loop.py) needs to know
+little else about it.
 """
 
 from __future__ import annotations
@@ -84,11 +86,15 @@ class SentenceTask:
         self.data = {"name": source_name(config.data), "train": _described(train), "dev": _described(dev),
                      "dev_majority": majority_share(dev.labels)}
 
-    def batch(self, indices) -> dict:
+    def batch(self, indices, step: int) -> dict:
         """input_ids (B, T), attention_mask (B, T) and labels (B,) of the training examples with these indices."""
         return collate(indices, self.train_ids, self.train_labels)
 
-    def loss(self, batch: dict, step: int):
+    def answers(self, batch: dict) -> int:
+        """One for each sentence."""
+        return len(batch["labels"])
+
+    def loss(self, batch: dict):
         """(mean loss, right answers, answers) of the model on a batch that is on the model's device."""
         logits = self.model(batch["input_ids"], batch["attention_mask"])                     # (B, K)
         right = (logits.detach().argmax(dim=-1) == batch["labels"]).sum()
@@ -156,17 +162,16 @@ class MaskedTask:
                                          self.config.mask_rate)
         return {"input_ids": masked, "attention_mask": batch["attention_mask"], "labels": labels}
 
-    def batch(self, indices) -> dict:
-        """input_ids (B, T) with nothing hidden yet, and attention_mask (B, T)."""
-        return collate(indices, self.train_ids)
+    def batch(self, indices, step: int) -> dict:
+        """input_ids (B, T) with pieces hidden, attention_mask (B, T), and labels (B, T): -100 where nothing is hidden."""
+        return self._masked(collate(indices, self.train_ids), (self.config.seed + 1) * 10**9 + step)
 
-    def loss(self, batch: dict, step: int):
-        """(mean loss, right guesses, guesses) on the pieces hidden in this step."""
-        device = batch["input_ids"].device
-        masked = self._masked({key: tensor.cpu() for key, tensor in batch.items()}, (self.config.seed + 1) * 10**9 + step)
-        return self._guess({key: tensor.to(device) for key, tensor in masked.items()})
+    def answers(self, batch: dict) -> int:
+        """One for each hidden piece."""
+        return int((batch["labels"] != -100).sum())
 
-    def _guess(self, masked: dict):
+    def loss(self, masked: dict):
+        """(mean loss, right guesses, guesses) on the hidden pieces of a batch."""
         chosen = masked["labels"] != -100                                                    # (B, T)
         hidden, _ = self.model.bert(masked["input_ids"], masked["attention_mask"])           # (B, T, D)
         logits = self.model.score(hidden[chosen])                                            # (chosen, V)
@@ -181,7 +186,7 @@ class MaskedTask:
         total = right = count = 0
         for batch in self.dev_batches:
             with arithmetic.autocast():
-                loss, hits, guesses = self._guess(arithmetic.move(batch))
+                loss, hits, guesses = self.loss(arithmetic.move(batch))
             total, right, count = total + loss.item() * guesses, right + hits.item(), count + guesses
         self.model.train()
         return {"loss": total / count, "minus_loss": -total / count, "accuracy": right / count, "guesses": count}
