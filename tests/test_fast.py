@@ -223,14 +223,14 @@ def test_an_interrupted_run_goes_on_with_the_same_rows(tmp_path, monkeypatch):
     config = settings(dropout=0.2, **FAST)
     whole = run(config)
     with monkeypatch.context() as patch:
-        real, calls = loop.save_run, []
+        real, calls = loop.save_epoch, []
 
         def save_then_stop(*arguments, **more):
             real(*arguments, **more)
             calls.append(1)
             raise KeyboardInterrupt
 
-        patch.setattr(loop, "save_run", save_then_stop)
+        patch.setattr(loop, "save_epoch", save_then_stop)
         with pytest.raises(KeyboardInterrupt):
             run(config, out=tmp_path / "run")
     assert run(config, out=tmp_path / "run", resume=True).losses == whole.losses

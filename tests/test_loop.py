@@ -197,7 +197,8 @@ def stop_after(monkeypatch, epochs, step=3):
 
 @pytest.mark.parametrize("changes", [{}, {"freeze": "partial", "freeze_layers": 1}, {"encoder": "bag"},
                                      {"precision": "bf16"}, {"task": "mlm", "batch_size": 2},
-                                     {"attention": "fast"}],
+                                     {"attention": "fast"}, {"embedding_rows": "occurring", "last_layer": "cls"},
+                                     {"optimizer": "adamw"}, {"rates": "layerwise", "micro_batch": 3}],
                          ids=lambda c: "-".join(map(str, c.values())) or "plain")
 @pytest.mark.parametrize("save_every, kept", [(0, 8), (1e-9, 11)], ids=["by-epochs", "within-an-epoch"])
 def test_a_resumed_run_continues_bit_for_bit(data, tmp_path, monkeypatch, changes, save_every, kept):
