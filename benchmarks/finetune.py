@@ -176,9 +176,9 @@ class Ours:
             self.optimizer = torch.optim.AdamW(groups, lr=LR)
 
     def step(self, indices):
-        batch = self.arithmetic.move(self.task.batch(indices))
+        batch = self.arithmetic.move(self.task.batch(indices, self.done))
         loop.set_learning_rate(self.optimizer, loop.schedule(self.config, self.done, self.total))
-        loss, _, _ = loop.training_step(self.task, batch, self.done, self.optimizer, self.arithmetic, self.config.clip)
+        loss, _, _ = loop.training_step(self.task, batch, self.optimizer, self.arithmetic, self.config.clip)
         self.done += 1
         return loss
 
@@ -425,7 +425,7 @@ def where_time_goes(setting, batch_size, choice, batch_list):
     for number, indices in enumerate([*batch_list[:2], *batch_list]):
         loop.set_learning_rate(ours.optimizer, 0.5)
         marks = [time.perf_counter()]
-        batch = ours.task.batch(indices)
+        batch = ours.task.batch(indices, number)
         marks.append(time.perf_counter())
         with ours.arithmetic.autocast():
             logits = ours.task.model(batch["input_ids"], batch["attention_mask"])
