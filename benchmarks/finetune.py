@@ -14,7 +14,7 @@ Then, for each batch size:
           occur, and with no clipping.
   steps   batch by batch in turn: a plain loop around Hugging Face's model, ours in float32 on the very same batches, and
           ours with all techniques, each of them switched off in turn.
-  dev     evaluation: Hugging Face's model with the sentences as they come, ours sorted.
+  dev     evaluation: Hugging Face's model with the sentences as they come, ours sorted, very short ones in larger batches.
 
 A ratio is their time over ours, so more is faster: the median over runs or steps, with both quartiles. Every contender
 starts from the same weights, with the same dropout, weight decay, learning-rate schedule and fused AdamW. Warm-up steps
@@ -39,7 +39,7 @@ from torch.nn.functional import cross_entropy
 from minbert.optim import linear_schedule
 from minbert.pretrained import find_weights
 from minbert.run import device, loop, records, recipes, tasks
-from minbert.run.batching import batches, collate, padding_share
+from minbert.run.batching import batches, collate, fill, padding_share
 from minbert.run.checkpoint import write_whole
 from minbert.run.recipes import Config
 
@@ -365,7 +365,7 @@ def measure_dev(setting, batch_size, sentences, runs, say):
     theirs = hugging_face(setting).eval()
     ours = {name: Ours(setting, batch_size, choice, 1) for name, choice in (("ours fp32", FP32), ("ours bf16", BF16))}
     unsorted = [list(range(i, min(i + batch_size, len(ids)))) for i in range(0, len(ids), batch_size)]
-    ordered = batches([len(row) for row in ids], batch_size, shuffle=False)
+    ordered = fill([len(row) for row in ids], batch_size)
 
     @torch.inference_mode()
     def hugging_face_pass(order):

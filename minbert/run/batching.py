@@ -95,6 +95,33 @@ def batches(lengths, batch_size, seed=0, epoch=0, shuffle=True, bucket=50):
     return [result[i] for i in generator.permutation(len(result))]
 
 
+def fill(lengths, batch_size, positions=512):
+    """Deal the examples into batches for evaluation: sorted, and of very short sentences more than `batch_size`.
+
+    For each batch the model's weights are fetched from memory, however little there is to do with them. With fewer than
+    some hundred positions a processor core waits for weights more than it computes. So short sentences are taken together
+    until their batch has `positions` positions. `restore` puts the results back in the order of the file.
+
+    Args:
+        lengths: the number of tokens of each example, at least 1.
+        batch_size: the least number of examples in a batch, but for the last one.
+        positions: room for this many is used in any case.
+
+    Returns:
+        A list of batches, each a list of indices, the longest example first.
+
+    Raises:
+        ValueError: if `batch_size` is below 1, or there are no examples.
+    """
+    order = [index for batch in batches(lengths, batch_size, shuffle=False) for index in batch]
+    result = []
+    while order:
+        count = max(batch_size, positions // lengths[order[0]])
+        result.append(order[:count])
+        order = order[count:]
+    return result
+
+
 def _cut(items, size):
     return [items[start : start + size] for start in range(0, len(items), size)]
 

@@ -21,24 +21,24 @@ from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share
 from minbert.mlm import MaskedLanguageModel, mask_tokens
 from minbert.pretrained import save_pretrained
 from minbert.run import build
-from minbert.run.batching import batches, collate, restore, tokenise
+from minbert.run.batching import batches, collate, fill, restore, tokenise
 from minbert.run.data import DataError, load_task, load_texts
 from minbert.run.recipes import Config, source_name
 from minbert.tokens import MASK, SPECIAL
 
 
-@torch.inference_mode()
+@torch.no_grad()        # not inference_mode: there, autocast would turn the weights into 16 bits again in each batch
 def predict(model, ids: list[list[int]], arithmetic, batch_size: int = 64) -> torch.Tensor:
     """The logits (N, K), float32, of a sentence classifier for N tokenised sentences, in the order given.
 
-    Sentences of similar length go through together, which wastes the least on padding.
+    Sentences of similar length go through together, which wastes the least on padding; see `fill` in batching.py.
     The model is left in the mode (training or evaluation) in which it came.
     """
     was_training = model.training
     model.eval()
-    batch_list = batches([len(row) for row in ids], batch_size, shuffle=False)
+    batch_list = fill([len(row) for row in ids], batch_size)
     rows = []
-    with arithmetic.autocast():                      # around all batches: the weights are turned into 16 bits once
+    with arithmetic.autocast():                      # around all batches: it keeps the weights' 16 bits
         for indices in batch_list:
             batch = arithmetic.move(collate(indices, ids))
             rows.extend(model(batch["input_ids"], batch["attention_mask"]).float().cpu())    # (B, K)
