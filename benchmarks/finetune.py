@@ -39,7 +39,7 @@ from torch.nn.functional import cross_entropy
 from minbert.optim import linear_schedule
 from minbert.pretrained import find_weights
 from minbert.run import device, loop, records, recipes, tasks
-from minbert.run.batching import batches, collate, fill, padding_share
+from minbert.run.batching import batches, collate, filled_batches, padding_share
 from minbert.run.checkpoint import write_whole
 from minbert.run.recipes import Config
 
@@ -365,7 +365,7 @@ def measure_dev(setting, batch_size, sentences, runs, say):
     theirs = hugging_face(setting).eval()
     ours = {name: Ours(setting, batch_size, choice, 1) for name, choice in (("ours fp32", FP32), ("ours bf16", BF16))}
     unsorted = [list(range(i, min(i + batch_size, len(ids)))) for i in range(0, len(ids), batch_size)]
-    ordered = fill([len(row) for row in ids], batch_size)
+    ordered = filled_batches([len(row) for row in ids], batch_size)
 
     @torch.inference_mode()
     def hugging_face_pass(order):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minbert.run.batching import batches, collate, fill, padding_share, restore, tokenise
+from minbert.run.batching import batches, collate, filled_batches, padding_share, restore, tokenise
 from minbert.run.data import load_task
 from minbert.tokens import train_wordpiece
 
@@ -191,13 +191,13 @@ def test_a_batch_of_real_sentences():
 def test_short_sentences_fill_a_batch_up_by_hand():
     lengths = [3, 10, 5, 4, 10, 2, 2, 2, 2]
     # Two of the longest, 10 and 10; then 12 positions are two of 5 and 4, four of 3, 2, 2 and 2, and what is left.
-    assert fill(lengths, batch_size=2, positions=12) == [[1, 4], [2, 3], [0, 5, 6, 7], [8]]
-    assert fill(lengths, batch_size=2, positions=0) == batches(lengths, 2, shuffle=False)
+    assert filled_batches(lengths, batch_size=2, positions=12) == [[1, 4], [2, 3], [0, 5, 6, 7], [8]]
+    assert filled_batches(lengths, batch_size=2, positions=0) == batches(lengths, 2, shuffle=False)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=120), st.integers(1, 16), st.integers(0, 300))
 def test_filled_batches_hold_everything_once_and_stay_within_their_room(lengths, batch_size, positions):
-    dealt = fill(lengths, batch_size, positions)
+    dealt = filled_batches(lengths, batch_size, positions)
     assert sorted(index for batch in dealt for index in batch) == list(range(len(lengths)))
     assert restore([lengths[i] for batch in dealt for i in batch], dealt) == lengths
     for batch in dealt:

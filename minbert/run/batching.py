@@ -95,7 +95,7 @@ def batches(lengths, batch_size, seed=0, epoch=0, shuffle=True, bucket=50):
     return [result[i] for i in generator.permutation(len(result))]
 
 
-def fill(lengths, batch_size, positions=512):
+def filled_batches(lengths, batch_size, positions=512):
     """Deal the examples into batches for evaluation: sorted, and of very short sentences more than `batch_size`.
 
     For each batch the model's weights are fetched from memory, however little there is to do with them. With fewer than

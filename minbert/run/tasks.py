@@ -21,7 +21,7 @@ from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share
 from minbert.mlm import MaskedLanguageModel, mask_tokens
 from minbert.pretrained import save_pretrained
 from minbert.run import build
-from minbert.run.batching import batches, collate, fill, restore, tokenise
+from minbert.run.batching import batches, collate, filled_batches, restore, tokenise
 from minbert.run.data import DataError, load_task, load_texts
 from minbert.run.recipes import Config, source_name
 from minbert.tokens import MASK, SPECIAL
@@ -31,12 +31,12 @@ from minbert.tokens import MASK, SPECIAL
 def predict(model, ids: list[list[int]], arithmetic, batch_size: int = 64) -> torch.Tensor:
     """The logits (N, K), float32, of a sentence classifier for N tokenised sentences, in the order given.
 
-    Sentences of similar length go through together, which wastes the least on padding; see `fill` in batching.py.
+    Sentences of similar length go through together, which wastes the least on padding; see `filled_batches` in batching.py.
     The model is left in the mode (training or evaluation) in which it came.
     """
     was_training = model.training
     model.eval()
-    batch_list = fill([len(row) for row in ids], batch_size)
+    batch_list = filled_batches([len(row) for row in ids], batch_size)
     rows = []
     with arithmetic.autocast():                      # around all batches: it keeps the weights' 16 bits
         for indices in batch_list:
