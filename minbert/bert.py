@@ -48,13 +48,15 @@ class BertConfig:
         """Read a Hugging Face `config.json`.
 
         Raises:
-            ValueError: the file is no JSON, a size is missing, or it describes something other than this BERT.
+            ValueError: the file is no JSON, a size is missing or no number, or it describes something other than this BERT.
         """
         path = Path(path)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from None
+            raise ValueError(f"{path}: not valid JSON ({error}); get it again") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: not a configuration (a JSON object is needed); get it again")
         for key, supported in [("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")]:
             found = values.get(key) or supported  # newer configurations leave out what is the default
             if found != supported:
@@ -63,6 +65,9 @@ class BertConfig:
         missing = [key for key in needed if key not in values]
         if missing:
             raise ValueError(f"{path}: no {', '.join(missing)}")
+        for key in needed:
+            if not isinstance(values[key], int) or values[key] < 1:
+                raise ValueError(f"{path}: {key} is {values[key]!r}, not a whole number from 1 up; get it again")
         return cls(**{ours: values[theirs] for ours, theirs in CONFIG_NAMES.items() if theirs in values})
 
     def to_json(self):

@@ -4,6 +4,8 @@ Weights are read from safetensors files only: such a file holds numbers and name
 is opened, as a pickled PyTorch checkpoint can.
 """
 
+import contextlib
+import difflib
 import hashlib
 import importlib.util
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from minbert import hub
 from minbert.bert import BertConfig, BertModel
 from minbert.tokens import load_tokenizer
 
@@ -98,9 +101,22 @@ def find_weights(source):
         return Path(source)
     if Path(source).exists():
         raise WeightsError(f"{source}: a file, but a model is a directory with config.json and model.safetensors")
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(source)):
         return _from_hub(str(source))
-    raise WeightsError(f"{source}: no such directory, and not the name of a model on the hub")
+    raise WeightsError(f"{source}: no such directory, and not the name of a model on the hub{_did_you_mean(source)}; "
+                       "give minilm, or a directory with config.json and model.safetensors")
+
+
+def _did_you_mean(source):
+    """The known name or the neighbouring directory that is most like `source`, as a question."""
+    path = Path(source)
+    with contextlib.suppress(OSError):
+        # "scratch" (no weights at all) is understood by minbert.run.
+        known = ["minilm", "scratch", "bert-base-uncased"] if path.name == str(source) else []
+        known += [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+        close = difflib.get_close_matches(path.name, known, n=1)
+        return f" (did you mean {close[0]}?)" if close and close[0] != path.name else ""
+    return ""
 
 
 def _require_files(directory, source):
@@ -108,7 +124,8 @@ def _require_files(directory, source):
         if not (directory / name).is_file():
             hint = " (only a pickled pytorch_model.bin is there, which is never opened)" if (
                 name == "model.safetensors" and (directory / "pytorch_model.bin").exists()) else ""  # fmt: skip
-            raise WeightsError(f"{source}: no {name} in {directory}{hint}")
+            raise WeightsError(f"{source}: no {name} in {directory}{hint}: "
+                               "a model's directory needs config.json, model.safetensors and tokenizer.json")
 
 
 def _from_hub(name):
@@ -116,14 +133,18 @@ def _from_hub(name):
         from huggingface_hub import snapshot_download
     except ImportError:
         raise WeightsError(f"{name}: downloading needs the huggingface_hub package, or give --model a directory") from None
+    reachable = hub.reachable()
     try:
         path = snapshot_download(
-            name, allow_patterns=["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]
-        )
-    except Exception as error:  # many kinds: no network, no such model, a proxy, a full disk
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            name, allow_patterns=["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"],
+            local_files_only=not reachable,
+        )  # fmt: skip
+    except Exception as error:  # many kinds: no such model, a proxy, a full disk
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if type(error).__name__ == "LocalEntryNotFoundError":
+            reason = "it can't be reached, or HF_HUB_OFFLINE is set, and this model was never downloaded here"
         raise WeightsError(
-            f"{name}: not a directory here, and the hub did not give it ({first}). "
+            f"{name}: not a directory here{_did_you_mean(name)}, and the hub did not give it ({reason}). "
             "To go on without a network use --model minilm, or a local directory"
         ) from error
     _require_files(Path(path), name)
@@ -176,7 +197,8 @@ def load_state(model, tensors, where="the weights"):
     if shapes:
         problems.append(f"wrong shape: {_some(shapes)}")
     if problems:
-        raise WeightsError(f"{where}: {'; '.join(problems)}")
+        raise WeightsError(f"{where}: {'; '.join(problems)}: these weights belong to another model than the config.json "
+                           "beside them: get both again, from one place")
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(given[name])
@@ -228,16 +250,27 @@ def save_pretrained(model, tokenizer, directory):
         model: a `BertModel`.
         tokenizer: its tokenizer.
         directory: is made if it is not there; gets config.json, model.safetensors and tokenizer.json.
+
+    Raises:
+        WeightsError: a file could not be written; the one that was there before is untouched.
     """
     from safetensors.torch import save_file
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {hf_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    writers = {
+        "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        "tokenizer.json": lambda path: tokenizer.save(str(path)),
+        "config.json": lambda path: path.write_text(model.config.to_json(), encoding="utf-8"),
+    }
     # Each file appears whole or not at all: written beside its place, then moved there.
-    save_file(tensors, directory / "model.safetensors.part", metadata={"format": "pt"})
-    (directory / "model.safetensors.part").replace(directory / "model.safetensors")
-    tokenizer.save(str(directory / "tokenizer.json.part"))
-    (directory / "tokenizer.json.part").replace(directory / "tokenizer.json")
-    (directory / "config.json.part").write_text(model.config.to_json(), encoding="utf-8")
-    (directory / "config.json.part").replace(directory / "config.json")
+    for name, write in writers.items():
+        part = directory / f"{name}.part"
+        try:
+            write(part)
+            part.replace(directory / name)
+        except Exception as error:  # the libraries tell of a full disk by errors of their own
+            raise WeightsError(f"{directory / name}: could not be written ({error}); make room, or choose another place") from error
+        finally:
+            part.unlink(missing_ok=True)

@@ -117,14 +117,23 @@ def load_tokenizer(directory):
 
     Raises:
         FileNotFoundError: neither file is there.
+        ValueError: the file is damaged, or it is not a BERT vocabulary.
     """
     from tokenizers import Tokenizer
 
     directory = Path(directory)
     if (directory / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        path = directory / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more precise
+            raise ValueError(f"{path}: not a readable tokenizer ({error}); get it again") from None
     elif (directory / "vocab.txt").is_file():
-        pieces = (directory / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        path = directory / "vocab.txt"
+        try:
+            pieces = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not a readable vocabulary (not UTF-8); get it again") from None
         tokenizer = _wordpiece({piece: i for i, piece in enumerate(pieces)})
     else:
         raise FileNotFoundError(f"{directory}: no tokenizer.json and no vocab.txt; a model's directory needs one of them")

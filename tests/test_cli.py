@@ -319,78 +319,7 @@ def test_report_on_records(tmp_path, capsys):
     assert minbert("report", "--chapter", 99) == 1
 
 
-# ---- everything that goes wrong ----------------------------------------------------------------------------------
-
-def bad_data(text):
-    os.mkdir("bad")
-    for split in ("train", "dev"):
-        with open(f"bad/ids-sst-{split}.csv", "w", encoding="utf-8") as file:
-            file.write(text)
-
-
-def faulty_checkpoint(trained, harm):
-    shutil.copytree(trained, "faulty")
-    harm("faulty")
-
-
-def cut(directory):
-    [name] = [name for name in os.listdir(directory) if name.startswith("best-")]
-    with open(os.path.join(directory, name), "r+b") as file:
-        file.truncate(500)
-
-
-HEADER = "\tid\tsentence\tsentiment\n"
-FAULTS = {
-    "unknown recipe": (None, ["run", "first-finetun"], "did you mean first-finetune?"),
-    "unknown size": (None, ["run", "first-finetune", "--size", "tiny"], "unknown size 'tiny'"),
-    "unknown task": (None, ["train", "--task", "ssst", *TINY], "did you mean sst?"),
-    "unknown freeze": (None, ["train", "--freeze", "ful", *TINY], "did you mean full?"),
-    "unknown weights": (None, ["run", "first-finetune", "--model", "./nothing", "--device", "cpu"], "nothing"),
-    "hub not reachable": (None, ["run", "first-finetune", "--model", "no-such-model", "--device", "cpu"], "--model minilm"),
-    "no data directory": (None, ["train", *TINY, "--data", "nowhere"], "nowhere: no such directory"),
-    "a wrong header": (lambda _: bad_data("id\ttext\n1\tx\n"), ["train", *TINY, "--data", "bad"], "ids-sst-train.csv:1"),
-    "a label out of range": (lambda _: bad_data(HEADER + "0\ta\tA film.\t5\n"), ["train", *TINY, "--data", "bad"],
-                             "ids-sst-train.csv:2"),
-    "an empty data set": (lambda _: bad_data(HEADER), ["train", *TINY, "--data", "bad"], "no row after the header"),
-    "no gpu": (None, ["run", "first-finetune", "--size", "smoke", "--device", "cuda"], "PyTorch sees none"),
-    "unknown device": (None, ["run", "first-finetune", "--size", "smoke", "--device", "gpu"], "auto, cpu, cuda"),
-    "pre-training missing": (None, ["run", "small-bert-pretrained", "--size", "smoke", "--device", "cpu"],
-                             "minbert run masked-language-model"),
-    "too many layers frozen": (None, ["train", *TINY, "--freeze", "partial", "--freeze-layers", "9"], "the encoder has 1"),
-    "no checkpoint": (lambda _: os.mkdir("empty"), ["predict", "--checkpoint", "empty", "A film."], "no checkpoint here"),
-    "truncated checkpoint": (lambda t: faulty_checkpoint(t, cut), ["predict", "--checkpoint", "faulty", "A film."],
-                             "truncated or damaged"),
-    "no tokenizer": (lambda t: faulty_checkpoint(t, lambda d: os.remove(os.path.join(d, "tokenizer.json"))),
-                     ["predict", "--checkpoint", "faulty", "A film."], "tokenizer"),
-    "nothing to predict": (lambda _: open("s.txt", "w").close(), ["predict", "--file", "s.txt"], "nothing to predict"),
-    "no such file of sentences": (None, ["predict", "--file", "s.txt"], "s.txt: can't be read"),
-    "sentences twice": (None, ["predict", "--file", "s.txt", "A film."], "not both"),
-    "predictions can't be written": (None, ["evaluate", "--checkpoint", "TRAINED", "--out", "no/p.tsv"], "can't be written"),
-    "output is a file": (lambda _: open("file", "w").close(), ["train", *TINY, "--out", "file"], "this is a file"),
-    "output is in use": (None, ["train", *TINY, "--out", "TRAINED"], "--again"),
-    "a learning rate that is none": (None, ["train", *TINY, "--lr", "nan"], "lr must not be negative"),
-    "unknown recipe in a report": (None, ["report", "sst-ful"], "did you mean sst-full?"),
-    "curves of an unknown kind": (None, ["report", "sst-full", "--curves", "c.doc"], ".svg or .png"),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_one_clear_line(name, trained, capsys, monkeypatch):
-    if name == "no gpu":
-        import torch
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU here")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    prepare, arguments, expected = FAULTS[name]
-    if prepare:
-        prepare(trained)
-    before = sorted(os.listdir(trained))
-    code = minbert(*[trained if argument == "TRAINED" else argument for argument in arguments])
-    error = capsys.readouterr().err.strip().splitlines()
-    message = [line for line in error if line.startswith("minbert: ")]
-    assert code == 1 and len(message) == 1 and expected in message[0] and "Traceback" not in "".join(error)
-    assert sorted(os.listdir(trained)) == before     # nothing lost
-
+# ---- what goes wrong (the rest is in test_faults.py) --------------------------------------------------------------
 
 @pytest.mark.parametrize("arguments", [["run"], ["trian"], ["run", "sst-full", "--seeds", "-1"], ["train", "--lr", "much"],
                                        ["run", "sst-full", "--resume", "--again"]])
@@ -403,17 +332,6 @@ def test_a_wrong_command_line_is_explained(arguments, capsys):
 def test_debug_shows_the_whole_story():
     with pytest.raises(recipes.RecipeError):
         minbert("run", "sst-ful", "--debug")
-
-
-def test_out_of_memory_says_what_to_lower(monkeypatch, capsys):
-    import torch
-
-    def train(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-
-    monkeypatch.setattr(loop, "train", train)
-    assert minbert("train", *TINY) == 1
-    assert "give --micro-batch" in capsys.readouterr().err
 
 
 def test_an_unexpected_error_is_told_apart(monkeypatch, capsys):

@@ -71,10 +71,10 @@ def test_dropout_can_be_replaced(saved):
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda t: t.pop("pooler.dense.bias"), r"missing: pooler\.dense\.bias$"),
-        (lambda t: t.update(surplus=torch.zeros(2)), r"unexpected: surplus$"),
-        (lambda t: t.update({"pooler.dense.bias": torch.zeros(7)}), r"wrong shape: pooler\.dense\.bias is \(7,\), not \(16,\)$"),
-        (lambda t: [t.pop(k) for k in list(t) if "layer.1" in k], r"missing: encoder\.layer\.1\.\S+, .* and 12 more$"),
+        (lambda t: t.pop("pooler.dense.bias"), r"missing: pooler\.dense\.bias: "),
+        (lambda t: t.update(surplus=torch.zeros(2)), r"unexpected: surplus: "),
+        (lambda t: t.update({"pooler.dense.bias": torch.zeros(7)}), r"wrong shape: pooler\.dense\.bias is \(7,\), not \(16,\): "),
+        (lambda t: [t.pop(k) for k in list(t) if "layer.1" in k], r"missing: encoder\.layer\.1\.\S+, .* and 12 more: "),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(saved, edit, message):

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -121,11 +124,22 @@ def test_runs_that_finish_together_are_all_in_the_index(tmp_path):
     assert len(records.load(root=tmp_path)) == 8 and not (tmp_path / ".INDEX.lock").exists()
 
 
-def test_a_lock_left_behind_is_told(tmp_path, monkeypatch):
-    (tmp_path / ".INDEX.lock").touch()
-    monkeypatch.setattr(records.time, "sleep", lambda seconds: None)
-    with pytest.raises(RecordError, match="if none is running, delete this file"):
-        records.write(made_up(), tmp_path)
+def test_a_lock_left_behind_by_a_killed_writer_is_no_hindrance(tmp_path):
+    code = ("import os, sys; from pathlib import Path; from minbert.run import records\n"
+            "with records._locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(RecordError, match="another run has been writing .* go on with --resume"):
+        with records._locked(tmp_path, patience=0.1):        # while it lives, it is waited for
+            pass
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    assert (tmp_path / ".INDEX.lock").exists()
+    began = time.monotonic()
+    records.write(made_up(), tmp_path)
+    assert time.monotonic() - began < 1 and not (tmp_path / ".INDEX.lock").exists()
 
 
 def test_no_record_is_a_gap_and_no_error(tmp_path):

@@ -12,7 +12,7 @@ from minbert.embeddings import BagOfEmbeddings
 from minbert.fast import use_cls_only, use_fast
 from minbert.pretrained import WeightsError, find_weights, load_pretrained
 from minbert.run import checkpoint
-from minbert.run.recipes import Config, slug, source_name
+from minbert.run.recipes import Config, find, slug, source_name
 from minbert.tokens import load_tokenizer, train_wordpiece
 
 
@@ -94,6 +94,7 @@ def encoder_of(kind: str, shape: dict):
 
 def pretrained_run(recipe: str, config: Config, runs) -> Path:
     """The encoder's directory of an earlier run, of the same size and on the same data; the lowest seed if there are more."""
+    find(recipe)
     data = slug(source_name(config.data))
     found = sorted(Path(runs).glob(f"{recipe}/{config.size}-*-{data}-*/encoder/model.safetensors"))
     if not found:
@@ -124,13 +125,20 @@ def load_classifier(directory):
     try:
         tokenizer = load_tokenizer(Path(directory))
     except (FileNotFoundError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{directory}: its tokenizer can't be used ({error})") from None
+        raise checkpoint.CheckpointError(f"{directory}: its tokenizer can't be used ({error}); "
+                                         "train again with --again") from None
     return model.eval(), tokenizer, meta
 
 
 def best_checkpoint(directory) -> Path:
     """The file best-<epoch>.safetensors of a run's directory.  Raises CheckpointError when there is none."""
-    found = sorted(Path(directory).glob("best-*.safetensors"))
+    directory = Path(directory)
+    if directory.is_file():
+        raise checkpoint.CheckpointError(f"{directory}: this is a file, and a run's directory is needed: "
+                                         f"give its directory, {directory.parent}")
+    found = sorted(directory.glob("best-*.safetensors"))
+    if not directory.exists():
+        raise checkpoint.CheckpointError(f"{directory}: no such directory; 'minbert run first-finetune' makes one")
     if not found:
         raise checkpoint.CheckpointError(f"{directory}: no checkpoint here (a directory with best-….safetensors is needed); "
                                          "'minbert run first-finetune' makes one")

@@ -23,10 +23,14 @@ class CheckpointError(ValueError):
     """A checkpoint that can't be read, written or used; one line says which and what to do."""
 
 
-def write_whole(path, content: bytes) -> Path:
+AGAIN = "; start over with --again"
+MAKE_ROOM = "Make room, or choose another --out, and go on with --resume"
+
+
+def write_whole(path, content: bytes, remedy: str = MAKE_ROOM) -> Path:
     """Write a file so that it is there whole or not at all.  An earlier file stays until the new one is complete.
 
-    Raises CheckpointError when the disk is full or the place can't be written.
+    Raises CheckpointError, which ends with `remedy`, when the disk is full or the place can't be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part")      # the same directory: a move within one disk is a single step
@@ -40,8 +44,7 @@ def write_whole(path, content: bytes) -> Path:
     except OSError as error:
         why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
         raise CheckpointError(
-            f"{path}: could not be written ({why}); what was there before is untouched. "
-            "Make room, or choose another --out, and go on with --resume"
+            f"{path}: could not be written ({why}); what was there before is untouched. {remedy}"
         ) from error
     finally:
         part.unlink(missing_ok=True)                 # also after Ctrl-C: no half-written file stays behind
@@ -77,17 +80,18 @@ def load(path) -> tuple[dict, dict]:
 
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        what = "this is a directory, not a checkpoint" if path.exists() else "no such checkpoint"
+        raise CheckpointError(f"{path}: {what}{AGAIN}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: truncated or damaged, it can't be read ({error}); "
-                              "delete it and train again with --again") from None
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of this book (its header does not say {FORMAT})")
-    return tensors, json.loads(header["minbert"])
+            if header.get("format") != FORMAT:
+                raise CheckpointError(f"{path}: not a checkpoint of this book (its header does not say {FORMAT}){AGAIN}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["minbert"])
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged, it can't be read ({error}){AGAIN}") from None
 
 
 # ---- the state of a run in the middle of training -----------------------------------------------------------------
@@ -120,7 +124,7 @@ def load_training(path, model, optimizer, scaler=None) -> dict:
     fit(model, {name[len("model/"):]: t for name, t in tensors.items() if name.startswith("model/")}, path)
     names = _optimized_names(model, optimizer)
     if [len(group["params"]) for group in meta["groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
-        raise CheckpointError(f"{path}: its optimizer trains other parameters than this run")
+        raise CheckpointError(f"{path}: its optimizer trains other parameters than this run{AGAIN}")
     state = {}
     for index, name in enumerate(names):
         prefix = f"optimizer/{name}/"
@@ -143,7 +147,7 @@ def fit(model, tensors: dict, path) -> None:
     faults = [f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
               for what, names in (("missing", missing), ("unexpected", extra), ("misshaped", bent)) if names]
     if faults:
-        raise CheckpointError(f"{path}: it does not fit this model: {'; '.join(faults)}")
+        raise CheckpointError(f"{path}: it does not fit this model: {'; '.join(faults)}{AGAIN}")
     model.load_state_dict(tensors)
 
 

@@ -81,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return options.function(options) or 0
+        code = options.function(options) or 0
+        sys.stdout.flush()                           # a full disk is told here, not by Python when it ends
+        return code
     except BrokenPipeError:                          # `minbert recipes | head`
         sys.stderr.close()
         return 0
@@ -93,6 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:                              # its disk is full: Python must not try again when it ends
+            sys.stdout = None
         return complain(one_line(error, options), 1)
 
 
@@ -104,14 +110,23 @@ def complain(message: str, code: int) -> int:
 def one_line(error: Exception, options) -> str:
     """What went wrong, in one line."""
     text = " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text or isinstance(error, MemoryError):
+    if out_of_memory(error):
         return ("out of memory: give --micro-batch, at most half the batch (the batch of a step stays as large as it is), or "
                 "choose a smaller --model; with --resume the run goes on from its last checkpoint")
     if isinstance(error, ImportError):
         return f"a package is missing ({text}): 'minbert doctor' says what to install"
+    if isinstance(error, OSError) and error.strerror:
+        return (f"{error.filename or 'the output'}: can't be read or written ({error.strerror}): check its name, "
+                "its permissions and the disk")
     if isinstance(error, (ValueError, UserError, OSError)) or type(error).__name__ == "TrainingStopped":
         return text
     return f"unexpected {type(error).__name__}: {text} (run it again with --debug for the whole story)"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """True if the error says that the GPU or the computer has no memory left; each library says it in its own words."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------
@@ -135,16 +150,19 @@ def command_run(options) -> int:
         smoke = config.size == "smoke"
 
         if not options.again and (out / "record.json").is_file():
-            record = json.loads((out / "record.json").read_text(encoding="utf-8"))
+            record = records.read(out / "record.json")
             changed = recipes.differences(record["config"], recipes.public(config))
             if changed:
                 raise UserError(f"{out}: holds a run with other settings ({'; '.join(changed)}). Start over by --again")
-            if not smoke and not recorded.exists():
+            if not smoke and not records.existing(config, root):
                 records.write(record, root)          # stopped between its last epoch and its record
             loop.say(config, f"{out}: finished already, nothing to do (--again starts over)")
             continue
-        if options.resume and not options.again and not smoke and recorded.exists():
-            old = json.loads(recorded.read_text(encoding="utf-8"))
+        old = None
+        if not smoke:                                # looked at now, and not after an hour of training
+            records.check_place(root)
+            old = None if options.again else records.existing(config, root)
+        if options.resume and old:
             changed = recipes.differences(old["config"], recipes.public(config))
             if not changed:
                 loop.say(config, f"{recorded}: recorded already, skipped (--again runs it anew)")
@@ -156,8 +174,7 @@ def command_run(options) -> int:
         say_result(config, result)
         if smoke:
             continue
-        if recorded.exists() and not options.again and not options.resume:
-            old = json.loads(recorded.read_text(encoding="utf-8"))
+        if old and not options.resume:
             loop.say(config, f"the book's record of this run says dev accuracy {old['best']['dev']['accuracy']:.3f}; it stays "
                              f"as it is (--again replaces it), yours is {out / 'record.json'}")
         else:
@@ -234,17 +251,21 @@ def read_sentences(options) -> list[str]:
     """The sentences on the command line, in a file, or on standard input: one a line."""
     if options.sentence and options.file:
         raise UserError("give sentences or --file, not both")
-    if options.sentence:
-        lines = options.sentence
-    elif options.file:
-        try:
-            lines = Path(options.file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{options.file}: can't be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
-    else:
-        if sys.stdin.isatty():
-            print("type sentences, one a line; Ctrl-D ends", file=sys.stderr)
-        lines = sys.stdin.read().splitlines()
+    try:
+        if options.sentence:
+            lines = options.sentence
+        elif options.file:
+            lines = Path(options.file).read_text(encoding="utf-8-sig").splitlines()
+        else:
+            if sys.stdin.isatty():
+                print("type sentences, one a line; Ctrl-D ends", file=sys.stderr)
+            lines = sys.stdin.read().splitlines()
+        "".join(lines).encode()                      # undecodable bytes of the command line are found only here
+    except UnicodeError:
+        where = options.file or ("the sentence" if options.sentence else "standard input")
+        raise UserError(f"{where}: can't be read (not UTF-8): save it with the encoding UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{options.file}: can't be read ({error.strerror}): name a text file with one sentence a line") from None
     sentences = [line.strip() for line in lines if line.strip()]
     if not sentences:
         raise UserError('nothing to predict: give a sentence, such as minbert predict "What a film."')
@@ -293,14 +314,15 @@ def command_evaluate(options) -> int:
 def write_predictions(path: Path, dataset, predictions) -> None:
     """A table separated by tabs: id, label, prediction, sentence."""
     import csv
+    import io
 
-    try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerow(["id", "label", "prediction", "sentence"])
-            writer.writerows(zip(dataset.ids, dataset.labels, predictions, dataset.texts))
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror})") from None
+    from minbert.run.checkpoint import write_whole
+
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+    writer.writerow(["id", "label", "prediction", "sentence"])
+    writer.writerows(zip(dataset.ids, dataset.labels, predictions, dataset.texts))
+    write_whole(path, table.getvalue().encode(), "Make room, or choose another --out")
 
 
 def confusion_text(matrix, names) -> str:

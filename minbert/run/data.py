@@ -19,6 +19,7 @@ trained on other data than its record says. The error is one line: ``file:line: 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import hashlib
@@ -31,6 +32,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from minbert import hub
 
 SPLITS = ("train", "dev", "test")
 
@@ -239,7 +242,8 @@ def load_hub(task, split, path=None, data_files=None):
     name = spec.hub if path is None else path
     hub_split = "validation" if split == "dev" else split
     try:
-        rows = datasets.load_dataset(name, data_files=data_files, split=hub_split)
+        with contextlib.nullcontext() if path or hub.reachable() else hub.cache_only():
+            rows = datasets.load_dataset(name, data_files=data_files, split=hub_split)
     except Exception as error:  # the library raises many kinds, from its own to those of the network
         reason = str(error).split("\n")[0]
         raise DataError("hub", f"{name} could not be loaded ({type(error).__name__}: {reason})", instead) from error
@@ -306,6 +310,10 @@ def read_table(path, columns, optional=()):
         except StopIteration:
             break
         except csv.Error as error:
+            if "limit" in str(error):
+                raise DataError(f"{path}:{line}", f"a field is longer than {csv.field_size_limit():,} characters",
+                                "if a double quote is opened there and not closed, close it, or double it; "
+                                "otherwise shorten the field") from None
             raise DataError(f"{path}:{line}", f"the quotes of this row don't match ({error})", "put a field that contains "
                             "a double quote between double quotes, and double the quotes inside it") from None
         if not fields:
@@ -331,7 +339,8 @@ def _read_bytes(path):
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(path, f"the file can't be read ({error.strerror})", "check its name and its permissions") from None
+        raise DataError(path, f"the file can't be read ({error.strerror})", "check its name, its permissions "
+                        "and the disk") from None
     return content, hashlib.sha256(content).hexdigest()
 
 
@@ -397,6 +406,8 @@ def _find_file(source, pattern, split):
     path = source.directory / pattern.format(split=split)
     if path.is_file():
         return path
+    if path.exists():
+        raise DataError(path, "this is a directory, and a file is needed", "put the file in its place")
     family = re.compile(re.escape(pattern).replace(r"\{split\}", r"(.+)") + "$")
     present = _names(source.directory)
     others = [name for name in present if family.match(name)]

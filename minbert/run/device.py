@@ -52,6 +52,8 @@ def choose(device: str = "auto", precision: str = "auto") -> Arithmetic:
         raise DeviceError(f"unknown device {device!r}: known are auto, cpu, cuda") from None
     if chosen.type not in ("cpu", "cuda"):
         raise DeviceError(f"device {device!r} is not supported here: known are auto, cpu, cuda")
+    if (chosen.index or 0) >= torch.cuda.device_count() and chosen.type == "cuda":
+        raise DeviceError(f"there is no GPU number {chosen.index} here: known are cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     if precision == "auto":
         if chosen.type == "cpu":
             precision = "fp32"

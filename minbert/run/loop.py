@@ -112,6 +112,8 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     out = None if out is None else prepare_directory(Path(out), resume, again)
     seed_everything(config.seed)
     task = tasks.make(config, runs)
+    if out is not None and again:
+        clear_directory(out)
     announce(config, task, arithmetic)
 
     model = task.model.to(arithmetic.device).train()
@@ -376,13 +378,9 @@ def prepare_directory(out: Path, resume: bool, again: bool) -> Path:
         if out.exists() and not out.is_dir():
             raise RunError(f"{out}: this is a file; a run needs a directory: choose another --out")
         present = [p for pattern in ("config.json", "record.json", "*.safetensors") for p in out.glob(pattern)]
-        if present and again:
-            for path in [*present, out / "tokenizer.json"]:
-                path.unlink(missing_ok=True)
-            shutil.rmtree(out / "encoder", ignore_errors=True)
-        elif present and not resume:
+        if present and not resume and not again:
             raise RunError(f"{out}: a run is here already. Go on with it by --resume, or start over by --again")
-        elif (out / "record.json").exists():
+        if (out / "record.json").exists() and not again:
             raise RunError(f"{out}: this run is finished. Start over by --again")
         out.mkdir(parents=True, exist_ok=True)
         for part in out.glob(".*.part"):             # half a file, of a run that was killed while it wrote
@@ -392,6 +390,14 @@ def prepare_directory(out: Path, resume: bool, again: bool) -> Path:
     except OSError as error:
         raise RunError(f"{out}: can't be written ({error.strerror}): choose another --out") from None
     return out
+
+
+def clear_directory(out: Path) -> None:
+    """Throw away what an earlier run left.  Called when data and weights are known to be there for a new one."""
+    for pattern in ("config.json", "record.json", "tokenizer.json", "*.safetensors"):
+        for path in out.glob(pattern):
+            path.unlink()
+    shutil.rmtree(out / "encoder", ignore_errors=True)
 
 
 def write_start(out: Path, identity: dict, task) -> None:
@@ -429,7 +435,11 @@ def restore_run(out, identity, model, optimizer, arithmetic):
             raise checkpoint.CheckpointError(f"{path}: made with other {what} ({_changed(saved[what], identity[what])}). "
                                              "Use those, or another --out, or start over with --again")
     meta = checkpoint.load_training(path, model, optimizer, arithmetic.scaler)
-    done = Progress(**meta["progress"])
+    try:
+        done = Progress(**meta["progress"])
+    except TypeError as error:
+        raise checkpoint.CheckpointError(f"{path}: written by another version of this book ({error})"
+                                         f"{checkpoint.AGAIN}") from None
     best_weights = checkpoint.load(out / f"best-{done.best:03d}.safetensors")[0] if done.best else None
     return done, best_weights
 

@@ -12,6 +12,7 @@ No path of the machine is written down: directories appear by their own name, wi
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,8 @@ from minbert.run.recipes import (
 )
 
 INDEX = "INDEX.json"
+MEND = "Get them back from version control, or run them again with --again"
+REMEDY = "Make room, and the same command with --resume records the finished run"
 PACKAGES = ("torch", "tokenizers", "safetensors", "numpy")
 
 
@@ -168,33 +171,71 @@ def write(record: dict, root=None) -> Path:
         raise RecordError("a smoke run is plumbing only: its numbers are not recorded")
     root = results_root(root)
     path = path_of(Config(**record["config"]), root)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = to_bytes(record)
+    check_place(root)
     with _locked(root):                              # two runs may finish together
-        write_whole(path, to_bytes(record))
         index = read_index(root)
-        index[path.relative_to(root).as_posix()] = digest(path)
-        write_whole(root / INDEX, (json.dumps(index, indent=1, sort_keys=True) + "\n").encode())
+        before = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, content, REMEDY)
+        try:
+            index[path.relative_to(root).as_posix()] = digest(path)
+            write_whole(root / INDEX, (json.dumps(index, indent=1, sort_keys=True) + "\n").encode(), REMEDY)
+        except BaseException:                        # no record without its hash: the earlier one comes back
+            path.unlink() if before is None else path.write_bytes(before)
+            raise
     return path
+
+
+def check_place(root) -> None:
+    """Make the directory of the records.  Raises RecordError if that can't be, or it holds a damaged index."""
+    root = Path(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise RecordError(f"{root}: can't be written ({error.strerror}), and records go there: choose another --root") from None
+    read_index(root)
 
 
 @contextlib.contextmanager
 def _locked(root: Path, patience: float = 30.0):
-    lock = root / ".INDEX.lock"
-    waited = 0.0
+    """Hold the lock of the records: one writer at a time.
+
+    It is the system's own lock on a file, not the file itself: it goes when its holder ends, however that ends.
+    """
+    path = root / ".INDEX.lock"
+    until = time.monotonic() + patience
     while True:
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))   # fails if it is there: only one can make it
-            break
-        except FileExistsError:
-            if waited >= patience:
-                raise RecordError(f"{lock}: another run is writing its record, or was killed while it did: "
-                                  "if none is running, delete this file") from None
-            time.sleep(0.1)
-            waited += 0.1
+        with open(path, "a") as handle:
+            if _try_lock(handle, path):
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):       # Windows removes no open file
+                        path.unlink()
+                return
+        if time.monotonic() > until:
+            raise RecordError(f"{path}: another run has been writing its record for {patience:.0f} seconds; "
+                              "end it if it hangs, and go on with --resume")
+        time.sleep(0.05)
+
+
+def _try_lock(handle, path) -> bool:
+    """Lock an open file, if nobody holds it and it has not been removed meanwhile."""
     try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
+        try:
+            import fcntl
+        except ImportError:                          # Windows
+            import msvcrt
+
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except OSError:
+        return False
 
 
 def digest(path: Path) -> str:
@@ -208,9 +249,12 @@ def read_index(root) -> dict:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise RecordError(f"{path}: not valid JSON: get it back from version control") from None
+    if not isinstance(index, dict):
+        raise RecordError(f"{path}: not an index of records: get it back from version control")
+    return index
 
 
 def faults(root=None) -> list[str]:
@@ -239,9 +283,29 @@ def load(recipe: str | None = None, root=None) -> list[dict]:
     root = reading_root(root)
     wrong = faults(root)
     if wrong:
-        raise RecordError("records that can't be trusted: " + "; ".join(wrong) + ". Run them again with --again")
+        raise RecordError("records that can't be trusted: " + "; ".join(wrong) + f". {MEND}")
     names = [name for name in sorted(read_index(root)) if recipe is None or name.split("/")[0] == recipe]
     return [json.loads((root / name).read_text(encoding="utf-8")) for name in names]
+
+
+def read(path) -> dict:
+    """One record, or the file record.json of a run's directory.  Raises RecordError when it is no record."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record["config"]["recipe"], record["best"]["dev"]    # what every record has
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path}: not a whole record ({type(error).__name__}: {error}); run it again with --again") from None
+    return record
+
+
+def existing(config: Config, root) -> dict | None:
+    """The record of a run, or None if there is none.  Raises RecordError when it is not as the runner wrote it."""
+    path = path_of(config, root)
+    if not path.exists():
+        return None
+    if read_index(root).get(path.relative_to(root).as_posix()) != digest(path):
+        raise RecordError(f"{path}: changed since it was written (SHA-256 is not that of {INDEX}). {MEND}")
+    return read(path)
 
 
 def stale(record: dict) -> list[str]:
