@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     tensors = {"0.weight": torch.zeros(7, 5), "2.weight": torch.zeros(3, 4), "more": torch.zeros(1)}
     with pytest.raises(CheckpointError) as error:
         checkpoint.fit(small_model(), tensors, "here")
-    assert str(error.value) == "here: it does not fit this model: missing 2.bias; unexpected more; misshaped 0.weight"
+    assert str(error.value) == "here: it does not fit this model: missing 2.bias; unexpected more; misshaped 0.weight; start over with --again"
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])

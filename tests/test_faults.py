@@ -564,7 +564,7 @@ def test_a_record_that_replaces_another_is_whole_or_the_other_stays(place, capsy
 @pytest.fixture
 def silent_hub(monkeypatch):
     """A hub that takes every question and never answers, as behind a firewall."""
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
