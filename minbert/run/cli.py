@@ -111,6 +111,8 @@ def one_line(error: Exception, options) -> str:
     """What went wrong, in one line."""
     text = " ".join(str(error).split())
     if out_of_memory(error):
+        if options.command not in ("run", "train"):
+            return "out of memory: end other programs that use it, or give --device cpu"
         return ("out of memory: give --micro-batch, at most half the batch (the batch of a step stays as large as it is), or "
                 "choose a smaller --model; with --resume the run goes on from its last checkpoint")
     if isinstance(error, ImportError):
