@@ -154,7 +154,7 @@ def parameter_groups(model, lr, weight_decay, rates="same", rate_decay=0.8):
         raise ValueError(f"rate_decay must be above 0 and at most 1, not {rate_decay}")
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
-        raise ValueError("nothing to train: every parameter is frozen")
+        raise ValueError("nothing to train: every parameter is frozen; freeze less, or only evaluate")
     # Frozen layers count too: what lies above them keeps its depth.
     layers = max(_layer(name) for name, _ in model.named_parameters()) + 1
     if rates != "same" and not layers:

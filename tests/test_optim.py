@@ -13,6 +13,7 @@ from minbert.classify import FREEZE_MODES, SentenceClassifier, freeze, trainable
 from minbert.embeddings import BagOfEmbeddings
 from minbert.mlm import MaskedLanguageModel
 from minbert.optim import OPTIMIZERS, AdamW, depth, linear_schedule, make_optimizer, parameter_groups
+from minbert.run import checkpoint
 from minbert.run.recipes import CHOICES
 
 TINY = BertConfig(50, 24, 3, 4, 40, max_positions=16, hidden_dropout=0.0, attention_dropout=0.0)
@@ -236,6 +237,29 @@ def test_a_hundred_steps_of_a_small_bert_equal_pytorchs_fused_optimizer(dtype, t
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("adamw", "adamw-torch")])
 def test_the_other_optimizers_are_others(name):
     assert apart(trained(name, torch.float64, 12)[0], trained("adamw", torch.float64, 12)[0]) > 1e-9
+
+
+def test_a_run_with_our_optimizer_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
+    def stepped(model, optimizer, steps):
+        for step in steps:
+            ids, mask, labels = batch(step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(ids, mask), labels).backward()
+            optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    def fresh(seed):
+        torch.manual_seed(seed)
+        model = freeze(SentenceClassifier(BertModel(TINY), 5, dropout=0.0), "embeddings")
+        return model, make_optimizer(model, "adamw-course", lr=1e-2, weight_decay=0.1, rates="tiers")
+
+    straight = stepped(*fresh(0), range(6))
+    first = fresh(0)
+    stepped(*first, range(3))
+    checkpoint.save_training(tmp_path / "last.safetensors", *first, {})
+    second = fresh(1)
+    checkpoint.load_training(tmp_path / "last.safetensors", *second)
+    assert all(torch.equal(a, b) for a, b in zip(straight, stepped(*second, range(3, 6))))
 
 
 def test_the_closure_is_called_with_gradients_on_and_its_loss_returned():
