@@ -1,20 +1,21 @@
 """How fast is our fine-tuning beside Hugging Face's, and which part of the gain is whose?
 
     python -m benchmarks.finetune --data DIRECTORY [--out FILE.json]
-    python -m benchmarks.finetune --quick              # a minute, on the built-in sentences: does it run?
+    python -m benchmarks.finetune --quick              # minutes, on the built-in sentences: does it run?
 
 Before any timing, three gates: the same logits as Hugging Face's classifier, the same ten losses with no dropout, and
-(from `book/benchmarks/agreement.json`, where it is) dev accuracy within the spread over seeds. What is not the same thing
-is not timed.
+dev accuracy within the spread over seeds (from `book/benchmarks/agreement.json`, where it is). What does not do the
+same work is not timed.
 
 Then, for each batch size:
 
   runs    whole runs over the same sentences, in the order A-B-...-B-A: Hugging Face's Trainer as it comes, without
           clipping, and tuned (group_by_length and bf16); ours in float32, in bfloat16, with the embedding rows that
           occur, and with no clipping.
-  steps   batch by batch in turn: a plain loop around Hugging Face's model, ours in float32 on the very same batches, and
-          ours with all techniques, each of them switched off in turn.
-  dev     evaluation: Hugging Face's model with the sentences as they come, ours sorted, very short ones in larger batches.
+  steps   batch by batch in turn: a plain loop around Hugging Face's model, ours in float32 on the very same batches,
+          and ours with all techniques, each of them switched off in turn.
+  dev     evaluation: Hugging Face's model with the sentences as they come, ours sorted, and of very short sentences
+          more in a batch.
 
 A ratio is their time over ours, so more is faster: the median over runs or steps, with both quartiles. Every contender
 starts from the same weights, with the same dropout, weight decay, learning-rate schedule and fused AdamW. Warm-up steps
@@ -149,8 +150,8 @@ def config_of(setting, batch_size, choice) -> Config:
     """Our configuration: a choice of techniques on top of the shared settings."""
     choice = {key: value for key, value in choice.items() if key != "unfused"}
     return recipes.make(
-        task="sst", data=setting.data, weights=setting.weights, max_length=setting.max_length, batch_size=batch_size, lr=LR,
-        weight_decay=DECAY, warmup=WARMUP, dropout=setting.dropout, head_dropout=setting.dropout, **choice,
+        task="sst", data=setting.data, weights=setting.weights, max_length=setting.max_length, batch_size=batch_size,
+        lr=LR, weight_decay=DECAY, warmup=WARMUP, dropout=setting.dropout, head_dropout=setting.dropout, **choice,
     )  # fmt: skip
 
 
@@ -244,26 +245,27 @@ def gates(setting, agreement=AGREEMENT):
     """The proof that the contenders do the same work. Raises SystemExit when they don't."""
     still = replace(setting, dropout=0.0)
     theirs = PlainLoop(still, total=10)
-    shapes = {"plain": PLAIN | {"precision": "fp32"}, "ours fp32": FP32, "with rows": FP32 | {"embedding_rows": "occurring"}}
-    ours = {name: Ours(still, 8, choice, total=10) for name, choice in shapes.items()}
+    shapes = [PLAIN | {"precision": "fp32"}, FP32, FP32 | {"embedding_rows": "occurring"}]
+    ours = [Ours(still, 8, choice, total=10) for choice in shapes]
     found = {"logits": 0.0, "losses": 0.0}
     with torch.no_grad():
         batch = collate(range(min(64, len(setting.dev_ids))), setting.dev_ids)
         want = theirs.model.eval()(**batch).logits
-        for contender in ours.values():
+        for contender in ours:
             model = contender.task.model.eval()
-            found["logits"] = max(found["logits"], (model(batch["input_ids"], batch["attention_mask"]) - want).abs().max().item())
+            difference = model(batch["input_ids"], batch["attention_mask"]) - want
+            found["logits"] = max(found["logits"], difference.abs().max().item())
             model.train()
     theirs.model.train()
     order = batches([len(row) for row in setting.ids], 8, seed=1)
     for indices in itertools.islice(itertools.cycle(order), 10):
         want = theirs.step(indices)
-        found["losses"] = max(found["losses"], *(abs(contender.step(indices) - want) for contender in ours.values()))
+        found["losses"] = max(found["losses"], *(abs(contender.step(indices) - want) for contender in ours))
     found["dev accuracy within the spread"] = None      # not known: not run
     if agreement.is_file():
         found["dev accuracy within the spread"] = json.loads(agreement.read_text(encoding="utf-8")).get("agree")
-    wrong = [f"{what} differ by {found[what]:.1e}, more than {most:.0e}" for what, most in (("logits", 1e-6), ("losses", 1e-5))
-             if not found[what] <= most]
+    wrong = [f"{what} differ by {found[what]:.1e}, more than {most:.0e}"
+             for what, most in (("logits", 1e-6), ("losses", 1e-5)) if not found[what] <= most]
     if found["dev accuracy within the spread"] is False:
         wrong.append(f"{agreement.name} says that the dev accuracies differ by more than their spread")
     if wrong:
@@ -283,9 +285,10 @@ def counts_of(setting, ids, batch_list, backward=True):
     wide, size = config["bert.encoder.layer.0.intermediate.dense.weight"].shape
     lengths = [[len(ids[i]) for i in batch] for batch in batch_list]
     tokens = sum(map(sum, lengths))
-    products = layers * (2 * tokens * (4 * size**2 + 2 * size * wide) + 4 * size * sum(n * n for row in lengths for n in row))
-    return {"examples": sum(map(len, lengths)), "tokens": tokens, "positions": sum(len(row) * max(row) for row in lengths),
-            "flop": products * (3 if backward else 1)}
+    pairs = sum(n * n for row in lengths for n in row)
+    flop = layers * (2 * tokens * (4 * size**2 + 2 * size * wide) + 4 * size * pairs)
+    return {"examples": sum(map(len, lengths)), "tokens": tokens,
+            "positions": sum(len(row) * max(row) for row in lengths), "flop": flop * (3 if backward else 1)}
 
 
 def timed(function, *arguments):
@@ -340,11 +343,13 @@ def measure_runs(setting, batch_size, steps, runs, say):
 def measure_steps(setting, batch_size, steps, say, warmup=2):
     """Batch by batch in turn. Every contender sees the same sentences; all but one, the same batches."""
     total = steps + warmup
-    choices = {"ours fp32": FP32, "everything": ROWS, **{f"without {name}": choice for name, choice in WITHOUT.items()}}
+    choices = {"ours fp32": FP32, "everything": ROWS}
+    choices |= {f"without {name}": choice for name, choice in WITHOUT.items()}
     contenders = {"plain loop": PlainLoop(setting, total)}
     contenders |= {name: Ours(setting, batch_size, choice, total) for name, choice in choices.items()}
     examples = window(setting, 1, steps * batch_size)
-    orders = {name: order_of(setting, examples, batch_size, choices.get(name, FP32)["bucket"], 0) for name in contenders}
+    orders = {name: order_of(setting, examples, batch_size, choices.get(name, FP32)["bucket"], 0)
+              for name in contenders}
     for name, contender in contenders.items():          # warm-up, apart
         for indices in orders[name][:warmup]:
             contender.step(indices)
@@ -372,16 +377,18 @@ def measure_dev(setting, batch_size, sentences, runs, say):
         for indices in order:
             theirs(**collate(indices, ids)).logits.argmax(-1).tolist()
 
-    passes = {"Hugging Face": hugging_face_pass}
-    passes |= {name: (lambda order, c=contender: tasks.predict(c.task.model, [ids[i] for i in itertools.chain(*order)],
-                                                               c.arithmetic, batch_size)) for name, contender in ours.items()}
+    def our_pass(contender):
+        return lambda order: tasks.predict(contender.task.model, ids, contender.arithmetic, batch_size)
+
+    passes = {"Hugging Face": hugging_face_pass, **{name: our_pass(contender) for name, contender in ours.items()}}
     meters = {name: Meter("bf16" if "bf16" in name else "fp32") for name in passes}
     for one in passes.values():
         one(unsorted[:2])
     for run in range(runs):
         for name in list(passes) if run % 2 == 0 else list(passes)[::-1]:
             wall, cpu = timed(passes[name], unsorted)
-            meters[name].add(wall, cpu, counts_of(setting, ids, unsorted if name == "Hugging Face" else ordered, backward=False))
+            order = unsorted if name == "Hugging Face" else ordered
+            meters[name].add(wall, cpu, counts_of(setting, ids, order, backward=False))
     say(f"batch {batch_size}, evaluation: " +
         ", ".join(f"{name} {sum(meter.examples) / sum(meter.wall):.0f}/s" for name, meter in meters.items()))
     return meters
@@ -397,7 +404,8 @@ def ratio(theirs, ours, same_batches=True):
     cpu = [a / b for a, b in zip(theirs.cpu, ours.cpu, strict=True)]
     whole = sum(theirs.wall) / sum(ours.wall)
     if not same_batches:
-        return {"median": whole, "low": None, "high": None, "n": 1, "whole": whole, "cpu": sum(theirs.cpu) / sum(ours.cpu)}
+        return {"median": whole, "low": None, "high": None, "n": 1, "whole": whole,
+                "cpu": sum(theirs.cpu) / sum(ours.cpu)}
     low, _, high = statistics.quantiles(pairs, n=4, method="inclusive") if len(pairs) > 1 else (pairs[0],) * 3
     return {"median": statistics.median(pairs), "low": low, "high": high, "n": len(pairs), "whole": whole,
             "cpu": statistics.median(cpu)}
@@ -461,9 +469,13 @@ def measure(data="builtin", weights="minilm", steps=25, batch_sizes=(8, 32), run
     result = {
         "command": f"python -m benchmarks.finetune --data {recipes.source_name(data)} --steps {steps} "
                    f"--batch-sizes {','.join(map(str, batch_sizes))}",
-        "note": note, "data": recipes.source_name(data), "weights": recipes.source_name(weights), "steps": steps, "runs": runs,
+        "note": note, "data": recipes.source_name(data), "weights": recipes.source_name(weights), "steps": steps,
+        "runs": runs, "dev_sentences": dev_sentences,
+        "rows": {"table": len(setting.checkpoint["bert.embeddings.word_embeddings.weight"]),
+                 "occurring": len(set().union(*setting.ids))},
         "threads": torch.get_num_threads(), "cores": os.cpu_count(), "device": device.describe(torch.device("cpu")),
-        "system": platform.system(), "malloc": os.environ.get("GLIBC_TUNABLES", ""), "gates": passed, "peak_flops": peak,
+        "system": platform.system(), "malloc": os.environ.get("GLIBC_TUNABLES", ""), "gates": passed,
+        "peak_flops": peak,
         "versions": records.versions(), "load_before": load, "batch_sizes": {},
     }  # fmt: skip
     for size in batch_sizes:
@@ -472,7 +484,8 @@ def measure(data="builtin", weights="minilm", steps=25, batch_sizes=(8, 32), run
                   "dev": measure_dev(setting, size, dev_sentences, runs, say)}
         speeds = {part: {name: summary(meter, peak[meter.precision]) for name, meter in of_part.items()}
                   for part, of_part in meters.items()}
-        pairs = [("runs", a, b) for a in TRAINERS for b in RUNS]
+        pairs = [("runs", "Trainer", b) for b in TRAINERS if b != "Trainer"]
+        pairs += [("runs", a, b) for a in TRAINERS for b in RUNS]
         pairs += [("steps", "plain loop", "ours fp32"), ("steps", "plain loop", "everything")]
         pairs += [("steps", f"without {name}", "everything") for name in WITHOUT]
         pairs += [("dev", "Hugging Face", name) for name in ("ours fp32", "ours bf16")]
@@ -489,37 +502,39 @@ def measure(data="builtin", weights="minilm", steps=25, batch_sizes=(8, 32), run
                                            [len(i) for i in setting.ids]) for bucket in (1, 50)},
         }  # fmt: skip
     result["load_after"] = os.getloadavg()
+    result["targets"] = judge(result)
     return result
 
 
-def targets(result):
-    """[(name, batch size, target, the ratio's entry), ...] of what was measured."""
+def judge(result):
+    """Each target that the measured batch sizes have, beside the ratio that was measured."""
     rows = []
     for name, (part, theirs, ours), wanted in TARGETS:
         for size, entry in result["batch_sizes"].items():
             if int(size) in wanted:
                 [found] = [r for r in entry["ratios"] if (r["part"], r["theirs"], r["ours"]) == (part, theirs, ours)]
-                rows.append((name, int(size), wanted[int(size)], found))
+                rows.append({"name": name, "batch_size": int(size), "target": wanted[int(size)], **found})
     return rows
 
 
 def report(result):
     """The result as lines of text."""
-    lines = [f"{result['device']['name']}, {result['threads']} thread(s), load {result['load_before'][0]:.1f} before and "
-             f"{result['load_after'][0]:.1f} after; peak {result['peak_flops']['fp32'] / 1e9:.0f} (fp32) and "
+    lines = [f"{result['device']['name']}, {result['threads']} thread(s), load {result['load_before'][0]:.1f} before "
+             f"and {result['load_after'][0]:.1f} after; peak {result['peak_flops']['fp32'] / 1e9:.0f} (fp32) and "
              f"{result['peak_flops']['bf16'] / 1e9:.0f} (bf16) GFLOP/s"]
     for size, entry in result["batch_sizes"].items():
         lines.append(f"\nbatch {size}: examples/s, real tokens/s, padding, utilisation on real tokens")
         for part, speeds in entry["speeds"].items():
-            lines += [f"  {part:6}{name:34}{s['examples_per_second']:7.1f} {s['tokens_per_second']:8.0f} {s['padding']:6.1%} "
-                      f"{s['utilisation']:6.1%}" for name, s in speeds.items()]
+            lines += [f"  {part:6}{name:34}{s['examples_per_second']:7.1f} {s['tokens_per_second']:8.0f} "
+                      f"{s['padding']:6.1%} {s['utilisation']:6.1%}" for name, s in speeds.items()]
         lines.append("  ratios: theirs over ours, the median [quartiles], in the processor's time")
         for r in entry["ratios"]:
             spread = f"[{r['low']:.2f}, {r['high']:.2f}]" if r["low"] else "(over the whole)"
-            lines.append(f"  {r['part']:6}{r['theirs'] + ' / ' + r['ours']:58}{r['median']:5.2f} {spread} {r['cpu']:5.2f}")
+            pair = r["theirs"] + " / " + r["ours"]
+            lines.append(f"  {r['part']:6}{pair:58}{r['median']:5.2f} {spread} {r['cpu']:5.2f}")
     lines.append("\ntargets")
-    lines += [f"  {name}, batch {size}: {found['median']:.2f}, at least {wanted}: "
-              f"{'reached' if found['median'] >= wanted else 'missed'}" for name, size, wanted, found in targets(result)]
+    lines += [f"  {row['name']}, batch {row['batch_size']}: {row['median']:.2f}, at least {row['target']}: "
+              f"{'reached' if row['median'] >= row['target'] else 'missed'}" for row in result["targets"]]
     return "\n".join(lines)
 
 
@@ -531,14 +546,14 @@ def main():
     parser.add_argument("--steps", type=int, default=25, help="timed steps a run (25)")
     parser.add_argument("--batch-sizes", default="8,32", help="with commas between them (8,32)")
     parser.add_argument("--runs", type=int, default=4, help="runs of each contender (4)")
-    parser.add_argument("--threads", type=int, default=1, help="more than one is refused on a machine that is not idle (1)")
+    parser.add_argument("--threads", type=int, default=1, help="more than 1 is refused on a busy machine (1)")
     parser.add_argument("--note", default="", help="what the reader must know of the machine; goes into the file")
     parser.add_argument("--quick", action="store_true", help="a few steps: the numbers mean nothing")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     options = parser.parse_args()
     if options.threads > 1 and os.getloadavg()[0] > 0.5:
-        parser.error(f"the machine is busy (load {os.getloadavg()[0]:.1f}): with another program running, several threads "
-                     "wait for each other; use --threads 1, or wait")
+        parser.error(f"the machine is busy (load {os.getloadavg()[0]:.1f}): with another program running, several "
+                     "threads wait for each other; use --threads 1, or wait")
     torch.set_num_threads(options.threads)
     sizes = [int(size) for size in options.batch_sizes.split(",")]
     small = dict(steps=3, batch_sizes=sizes[:1], runs=2, dev_sentences=32) if options.quick else \

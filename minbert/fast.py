@@ -96,9 +96,9 @@ class OccurringRows(nn.Module):
         embedding: the plain `nn.Embedding` (V, D).
         ids: the tokenised training data, lists of ids.
 
-    Equal to the plain table in every row that occurs; in the others only if the table has no weight decay. With decay the
-    plain table shrinks those by (1 - lr·λ) a step and this one leaves them as they are, which shows only in a sentence
-    with a piece that was never trained on.
+    Equal to the plain table in every row that occurs; in the others only if the table has no weight decay. With decay
+    the plain table shrinks those by (1 - lr·λ) a step and this one leaves them as they are, which shows only in a
+    sentence with a piece that was never trained on.
 
     Such pieces are looked up in the untrained rest of the table. `state_dict` puts the rows back: it holds one table
     (V, D) under the plain name, and loads one, so that a checkpoint does not tell which form wrote it.

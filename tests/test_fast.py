@@ -212,7 +212,8 @@ def test_a_run_with_dropout_repeats_and_its_checkpoint_predicts_what_it_did(tmp_
     first, second = run(config, out=tmp_path / "run"), run(config)
     assert first.losses == second.losses
     model, _, _ = build.load_classifier(tmp_path / "run")
-    assert isinstance(model.encoder.layers[-1], CLSLayer) and not isinstance(model.encoder.embeddings.word, OccurringRows)
+    assert isinstance(model.encoder.layers[-1], CLSLayer)
+    assert not isinstance(model.encoder.embeddings.word, OccurringRows)
     arithmetic = device.choose("cpu", "fp32")
     again, before = (predict(m, first.task.dev_ids, arithmetic) for m in (model, first.task.model))
     assert torch.allclose(again, before, atol=1e-6)

@@ -77,7 +77,8 @@ def test_nothing_is_timed_when_the_contenders_differ(setting, tmp_path, monkeypa
 def test_it_measures_every_contender_on_the_same_sentences_and_judges_every_target(weights):
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
-    result = finetune.measure("builtin", weights, steps=2, batch_sizes=(8,), runs=2, dev_sentences=12, say=lambda line: None)
+    result = finetune.measure("builtin", weights, steps=2, batch_sizes=(8,), runs=2, dev_sentences=12,
+                              say=lambda line: None)
     entry = json.loads(json.dumps(result))["batch_sizes"]["8"]             # it can be written down
     assert set(entry["speeds"]["runs"]) == {*finetune.TRAINERS, *finetune.RUNS}
     assert len(entry["speeds"]["steps"]) == 3 + len(finetune.WITHOUT)
@@ -86,7 +87,7 @@ def test_it_measures_every_contender_on_the_same_sentences_and_judges_every_targ
             assert speed["examples_per_second"] > 0 and 0 <= speed["padding"] < 0.9 and 0 < speed["utilisation"] < 1
     for ratio in entry["ratios"]:
         assert ratio["median"] > 0 and (ratio["low"] is None or ratio["low"] <= ratio["median"] <= ratio["high"])
-    assert len(finetune.targets(result)) == len(finetune.TARGETS)
+    assert len(result["targets"]) == len(finetune.TARGETS)
     text = finetune.report(result)
     assert "Trainer tuned / ours bf16" in text and ("reached" in text or "missed" in text)
     assert weights not in json.dumps(result)                               # no path of the machine

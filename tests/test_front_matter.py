@@ -28,7 +28,7 @@ def chapter_text(path):
 
 
 def pages():
-    return sorted([*BOOK.glob("*.md"), *BOOK.glob("ch*.ipynb")])
+    return sorted([*BOOK.glob("*.md"), *BOOK.glob("*.ipynb")])
 
 
 def glossary_terms():

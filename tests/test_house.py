@@ -17,7 +17,7 @@ QUALIFIED = {"load", "main", "make"}
 # The checks are left out: each is named after what it checks.
 MODULES = [path for path in sorted((env.ROOT / "minbert").rglob("*.py"))
            if "checks" not in path.relative_to(env.ROOT).parts]
-CHAPTERS = sorted((env.ROOT / "book").glob("ch*.ipynb"))
+CHAPTERS = sorted((env.ROOT / "book").glob("*.ipynb"))
 
 
 def tracked():

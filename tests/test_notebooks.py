@@ -9,6 +9,7 @@ from tests.prose import typed_decimals
 from tools import env
 
 BOOK = sorted((env.ROOT / "book").glob("ch*.ipynb"))
+OTHERS = sorted(set((env.ROOT / "book").glob("*.ipynb")) - set(BOOK))     # pages made from measurements
 SOLUTIONS = sorted((env.ROOT / "solutions").glob("ch*.ipynb"))
 STUBS = sorted((env.ROOT / "exercises").glob("ch*.ipynb"))
 PAGES = sorted((env.ROOT / "book").glob("*.md"))
@@ -88,7 +89,7 @@ def test_there_are_chapters_each_with_exercises_and_solutions():
     assert [p.stem for p in BOOK] == [p.stem for p in STUBS] == [p.stem for p in SOLUTIONS]
 
 
-@pytest.mark.parametrize("path", BOOK + SOLUTIONS, ids=name)
+@pytest.mark.parametrize("path", BOOK + OTHERS + SOLUTIONS, ids=name)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_stored_notebooks_keep_the_rules(path, rule):
     faults = rule(read(path))
@@ -101,7 +102,7 @@ def test_stubs_are_stored_without_outputs(path):
         assert not cell.outputs and cell.execution_count is None, cell.id
 
 
-@pytest.mark.parametrize("path", BOOK + STUBS + SOLUTIONS + PAGES, ids=name)
+@pytest.mark.parametrize("path", BOOK + OTHERS + STUBS + SOLUTIONS + PAGES, ids=name)
 def test_no_measured_number_is_typed_into_prose(path):
     if path.suffix == ".md":
         texts = {"": path.read_text(encoding="utf-8")}

@@ -1,6 +1,6 @@
 """Execute notebooks and save them with their outputs: ``python -m tools.execute [ch02 | path.ipynb ...] [--check]``.
 
-Without a name: every chapter and every solution. ``--check`` executes, compares and saves nothing.
+Without a name: every page of the book and every solution. ``--check`` executes, compares and saves nothing.
 The same notebook gives the same bytes each time: one thread, fixed seeds, no times, no machine's name. A notebook
 is saved only when all its cells ran; the first cell that fails is shown and the file stays as it was.
 """
@@ -31,8 +31,8 @@ KERNEL_ENV = {
 
 
 def notebooks(names=()):
-    """Return the paths of the notebooks meant: by chapter ("ch02"), by path, or all that are stored executed."""
-    everything = [*sorted((env.ROOT / "book").glob("ch*.ipynb")), *sorted((env.ROOT / "solutions").glob("ch*.ipynb"))]
+    """Return the paths of the notebooks meant: by name ("ch02", "speed"), by path, or all that are stored executed."""
+    everything = [*sorted((env.ROOT / "book").glob("*.ipynb")), *sorted((env.ROOT / "solutions").glob("ch*.ipynb"))]
     if not names:
         return everything
     found = []
