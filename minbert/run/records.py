@@ -299,11 +299,15 @@ def read(path) -> dict:
 
 
 def existing(config: Config, root) -> dict | None:
-    """The record of a run, or None if there is none.  Raises RecordError when it is not as the runner wrote it."""
+    """The record of a run, or None if there is none.  Raises RecordError when it is not as the runner wrote it.
+
+    A file that the index does not name is no record: its writer was killed before it was done.
+    """
     path = path_of(config, root)
-    if not path.exists():
+    written = read_index(root).get(path.relative_to(root).as_posix())
+    if written is None or not path.exists():
         return None
-    if read_index(root).get(path.relative_to(root).as_posix()) != digest(path):
+    if written != digest(path):
         raise RecordError(f"{path}: changed since it was written (SHA-256 is not that of {INDEX}). {MEND}")
     return read(path)
 

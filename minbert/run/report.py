@@ -7,6 +7,7 @@ What was not run is shown as "not run": a gap stays a gap.
 from __future__ import annotations
 
 import html
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -246,10 +247,12 @@ def _draw(rows, left, right) -> None:
 def save_curves(recipes, file, root=None) -> str:
     """Draw `curves` into a file (svg or png; the same records give the same bytes) and return one line that says so.
 
-    Raises RecipeError for another kind of file.
+    Raises RecipeError for another kind of file; CheckpointError when it can't be written.
     """
     import matplotlib
     from matplotlib.figure import Figure
+
+    from minbert.run.checkpoint import write_whole           # it imports torch, which a table does not need
 
     file = Path(file)
     if file.suffix not in (".svg", ".png"):
@@ -260,5 +263,8 @@ def save_curves(recipes, file, root=None) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "minbert"}):
         figure = Figure(figsize=(9, 3.6 * len(kinds)), layout="constrained")
         _draw_kinds(kinds, figure)
-        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {"Software": None}, dpi=144)
+        content = io.BytesIO()
+        figure.savefig(content, format=file.suffix[1:], dpi=144,
+                       metadata={"Date": None} if file.suffix == ".svg" else {"Software": None})
+    write_whole(file, content.getvalue(), "Make room, or name another file")
     return f"curves drawn into {file}"
