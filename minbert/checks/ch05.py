@@ -1,6 +1,8 @@
 """Checks of chapter 5: the classifier, its loss, one training step, and what may be trained."""
 
 import math
+from fractions import Fraction
+from itertools import islice
 
 import torch
 from torch import nn
@@ -11,7 +13,8 @@ from minbert.checks.engine import Check, CheckFailed, not_answered, random, same
 from minbert.classify import SentenceClassifier
 from minbert.embeddings import BagOfEmbeddings
 
-__all__ = ["sentence_classifier", "freeze", "smoothed_loss", "one_step", "head_travel"]
+__all__ = ["sentence_classifier", "freeze", "smoothed_loss", "one_step", "head_travel", "macro_fbeta", "dev_accuracy",
+           "batch_epochs"]
 
 
 # -- 5.1 sentence_classifier ----------------------------------------------------------------------------------------
@@ -470,29 +473,13 @@ def head_travel(answer):
     if answer is None:
         raise CheckFailed(not_answered("head_travel"))
     check.number(answer, 0.0, math.inf, "The distance")  # a number at all?
-    from minbert.pretrained import WeightsError, load_pretrained
-    from minbert.run.batching import batches, collate, restore, tokenise
-    from minbert.run.data import load_task
-
-    try:
-        encoder, tokenizer, _ = load_pretrained("minilm")
-    except WeightsError as error:
-        check.fail(f"it needs the real weights, and there is a gap: {error}.")
-    train = load_task("sst", "train")
-    ids = tokenise(train, tokenizer).ids
-    order = batches([len(row) for row in ids], 64, shuffle=False)
-    rows = []
-    with torch.no_grad():
-        for indices in order:
-            batch = collate(indices, ids)
-            rows.extend(encoder(batch["input_ids"], batch["attention_mask"])[1])
-    features, labels = torch.stack(restore(rows, order)), torch.tensor(train.labels)
+    features, labels = frozen_features(check, "pooled")
 
     moved = []
     for seed in range(3):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            head = nn.Linear(features.shape[1], train.classes)
+            head = nn.Linear(features.shape[1], 5)
             nn.init.normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
             start = head.weight.detach().clone()
@@ -517,3 +504,288 @@ def head_travel(answer):
     check.true(abs(value - furthest) <= tolerance, f"The distance is not right (to {tolerance}).", likely[0] if likely else None,
                "the furthest move of any weight, divided by 0.02", answer)  # fmt: skip
     check.passed(f"There were {10 * math.ceil(len(labels) / 8)} steps, and a step moves a weight by about the learning rate at most.")
+
+
+def frozen_features(check, which):
+    """(features (N, D), labels (N,)) of the built-in train sentences: MiniLM's `pooled`, or the mean over the tokens."""
+    from minbert.embeddings import mean_pool
+    from minbert.pretrained import WeightsError, load_pretrained
+    from minbert.run.batching import batches, collate, restore, tokenise
+    from minbert.run.data import load_task
+
+    try:
+        encoder, tokenizer, _ = load_pretrained("minilm")
+    except WeightsError as error:
+        check.fail(f"it needs the real weights, and there is a gap: {error}.")
+    train = load_task("sst", "train")
+    ids = tokenise(train, tokenizer).ids
+    order = batches([len(row) for row in ids], 64, shuffle=False)
+    rows = []
+    with torch.no_grad():
+        for indices in order:
+            batch = collate(indices, ids)
+            hidden, pooled = encoder(batch["input_ids"], batch["attention_mask"])  # (B, T, D), (B, D)
+            rows.extend(pooled if which == "pooled" else mean_pool(hidden, batch["attention_mask"]))
+    return torch.stack(restore(rows, order)), torch.tensor(train.labels)
+
+
+# -- 5.6 macro_fbeta ------------------------------------------------------------------------------------------------
+
+
+def macro_fbeta(answer):
+    """Exercise: `answer(predictions, labels, classes, beta=1.0)` returns the mean Fβ score of the classes."""
+    check = Check("macro_fbeta", see='Chapter 5, "What a score hides"')
+    zero = {ZeroDivisionError: "A class has no hits, or does not occur at all, and something is divided by 0. The second form of the "
+                               "formula is 0 there, and a class that occurs nowhere is left out."}  # fmt: skip
+
+    # By hand, β = 2: true 0, 0, 1, 2 and predicted 0, 1, 1, 1. Class 0 has TP 1, FN 1: 5/(5 + 4). Class 1 has TP 1, FP 2:
+    # 5/(5 + 2). Class 2 has FN 1: 0. The mean is (5/9 + 5/7 + 0)/3 = 80/189.
+    # The others against fractions. Class 3 occurs nowhere, 4 only among the predictions, 2 only among the labels.
+    predictions, labels = [0, 0, 0, 1, 1, 4, 0, 1, 0, 1, 4, 0], [0, 0, 1, 1, 1, 0, 2, 1, 0, 0, 2, 1]
+    cases = [([0, 1, 1, 1], [0, 0, 1, 2], 3, 2), *((predictions, labels, 5, beta) for beta in (2, 0.5, 1))]
+    want = [80 / 189, *(by_precision_and_recall(*case) for case in cases[1:])]
+    got = []
+    for case in cases:
+        value = check.run(answer, *case, mistakes=zero)
+        if not isinstance(value, (int, float)) and getattr(value, "ndim", None) != 0:
+            check.fail("the score should be one number.", "a number", type(value).__name__)
+        got.append(float(value))
+    # A mistake is told by all four cases together: in a single one, two mistakes can give the same number.
+    wrong = [wrong_scores_of(*case) for case in cases]
+    known = (text for text in wrong[0] if same(got, [scores[text]() for scores in wrong], 1e-9))
+    names = ["a case worked by hand", *(f"beta={case[3]}" for case in cases[1:])]
+    for name, value, right in zip(names, got, want):
+        if not same(value, right, 1e-6):
+            check.fail(f"the score is not right for {name}.", right, value, next(known, None))
+    check.equal(float(check.run(answer, predictions, labels, 5, mistakes=zero)), want[-1], "the score without the fourth argument")
+    check.passed("Equal to the definition by precision and recall, in fractions.")
+
+
+def by_precision_and_recall(predictions, labels, classes, beta):
+    """The mean Fβ score as the textbooks define it, in exact fractions."""
+    beta, scores = Fraction(beta) ** 2, []
+    for k in range(classes):
+        hits = sum(p == y == k for p, y in zip(predictions, labels))
+        said, true = predictions.count(k), labels.count(k)
+        if said == true == 0:
+            continue
+        precision, recall = Fraction(hits, said or 1), Fraction(hits, true or 1)
+        scores.append((1 + beta) * precision * recall / (beta * precision + recall) if hits else Fraction(0))
+    return float(sum(scores) / len(scores))
+
+
+def wrong_scores_of(predictions, labels, classes, beta):
+    """What well-known mistakes would give."""
+    counts = []  # (TP, FP, FN) of each class
+    for k in range(classes):
+        hits = sum(p == y == k for p, y in zip(predictions, labels))
+        counts.append((hits, predictions.count(k) - hits, labels.count(k) - hits))
+    square = beta**2
+
+    def score(hits, alarms, missed, square=square):
+        below = (1 + square) * hits + square * missed + alarms
+        return (1 + square) * hits / below if below else 0.0
+
+    def mean(values):
+        values = list(values)
+        return sum(values) / len(values) if values else math.nan
+
+    present = [c for c in counts if sum(c)]
+    precisions = [h / (h + a) if h + a else 0.0 for h, a, _ in present]
+    recalls = [h / (h + m) if h + m else 0.0 for h, _, m in present]
+    p, r = mean(precisions), mean(recalls)
+    return {
+        "β is not squared.": lambda: mean(score(*c, square=beta) for c in present),
+        "β is ignored: this is F1.": lambda: mean(score(*c, square=1) for c in present),
+        "Misses and false alarms are exchanged: β weighs the misses (FN).": lambda: mean(score(h, m, a) for h, a, m in present),
+        "The mean is divided by the number of all classes. A class that occurs nowhere is left out.":
+            lambda: sum(score(*c) for c in counts) / classes,
+        "A class that occurs nowhere counts as a perfect score of 1. It is left out.":
+            lambda: mean(score(*c) if sum(c) else 1.0 for c in counts),
+        "A class that occurs among the predictions only is left out. It has a score of 0: those were false alarms.":
+            lambda: mean(score(*c) for c in counts if c[0] + c[2]),
+        "A class that is never predicted is left out. It has a score of 0: all of it was missed.":
+            lambda: mean(score(*c) for c in counts if c[0] + c[1]),
+        "A class without a hit is left out. It has a score of 0.": lambda: mean(score(*c) for c in counts if c[0]),
+        "The counts of all classes are added up first. That is the micro average, in which frequent classes count more.":
+            lambda: score(*(sum(column) for column in zip(*counts))),
+        "The classes are weighted by how frequent they are. The plain mean is asked for.":
+            lambda: sum((c[0] + c[2]) * score(*c) for c in counts) / len(labels),
+        "Precision and recall are averaged over the classes first. Take the score of each class, then the mean.":
+            lambda: (1 + square) * p * r / (square * p + r),
+        "This is the mean recall. Precision is missing.": lambda: r,
+        "This is the mean precision. Recall is missing.": lambda: p,
+        "The factor 1 + β² is missing above.": lambda: mean(score(*c) / (1 + square) for c in present),
+        "These are per cent. A share between 0 and 1 is asked for.": lambda: 100 * mean(score(*c) for c in present),
+        "The scores are added up. Their mean is asked for.": lambda: sum(score(*c) for c in present),
+    }
+
+
+# -- 5.7 dev_accuracy -----------------------------------------------------------------------------------------------
+
+
+def dev_accuracy(answer):
+    """Exercise: `answer(model, ids, labels, batch_size=4)` returns the share of sentences whose class is right."""
+    check = Check("dev_accuracy", see='Chapter 5, "Batches of similar length"')
+    ids, labellings = scored_sentences()
+    got = []
+    for labels in labellings:
+        model = Watched().eval()
+        value = check.run(answer, model, [list(row) for row in ids], list(labels), mistakes={
+            IndexError: "An index lies outside of the list: the last batch has fewer sentences than the others.",
+        })
+        check.true(isinstance(value, (float, int)) or (torch.is_tensor(value) and value.ndim == 0), "the accuracy should be one number.",
+                   expected="a number", got=type(value).__name__)  # fmt: skip
+        got.append(round(float(value), 6))
+    known = {text: (lambda fault=fault: accuracy_with(fault)) for fault, text in SCORING_FAULTS.items()}
+    check.equal(got, accuracy_with(None), "the accuracy", known)
+    check.true(not model.graphs, "the answer is right, but the model was called with gradients switched on.",
+               "`torch.no_grad()` is missing: every batch builds a graph for a backward pass that never comes.")  # fmt: skip
+    check.true(not model.training, "the model came in evaluation mode and was left in training mode.",
+               "`model.train()` is called at the end whatever the mode was before.")  # fmt: skip
+
+    # In training mode, the dropout of this model leaves only the head's bias: the same class for every sentence.
+    model = Watched(dropout=1.0).train()
+    value = round(float(check.run(answer, model, [list(row) for row in ids], list(labellings[0]))), 6)
+    check.equal(value, accuracy_with(None)[0], "the accuracy of a model that came in training mode", {
+        "The model is scored in training mode, with dropout. `model.eval()` is missing.": lambda: accuracy_with("training mode")[0],
+    })
+    check.true(model.training, "the model came in training mode and was left in evaluation mode.",
+               "The mode is not put back, so that the rest of the training runs without dropout.")  # fmt: skip
+    check.passed("Every sentence was compared with its own label.")
+
+
+class Watched(nn.Module):
+    """A small classifier that remembers whether it was called with gradients on."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.inner, _ = step_model(dropout)
+        with torch.no_grad():
+            self.inner.encoder.word.weight[0] *= 8  # padding that is not masked shows
+        self.graphs = False
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        self.graphs = self.graphs or torch.is_grad_enabled()
+        return self.inner(input_ids, attention_mask)
+
+
+def scored_sentences():
+    """23 sentences of mixed lengths, and three lists of labels for them, of which the model gets some right."""
+    generator = torch.Generator().manual_seed(5)
+    length = torch.randint(1, 20, (23,), generator=generator).tolist()
+    ids = [[2, *torch.randint(4, 10, (n,), generator=generator).tolist(), 3] for n in length]
+    answers = own_answers(ids)
+    labellings = []
+    for share in (0.6, 0.5, 0.4):
+        keep = torch.rand(23, generator=generator) < share
+        other = torch.randint(0, 4, (23,), generator=generator).tolist()
+        labellings.append([a if k else o for a, k, o in zip(answers, keep.tolist(), other)])
+    return ids, labellings
+
+
+def own_answers(ids, mode="eval", lowest=False):
+    """The model's class for each sentence on its own, so that there is neither padding nor an order."""
+    model = Watched(dropout=1.0 if mode == "train" else 0.0)
+    model.train(mode == "train")
+    pick = torch.argmin if lowest else torch.argmax
+    with torch.no_grad():
+        return [pick(model(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long))[0]).item() for row in ids]
+
+
+SCORING_FAULTS = {
+    "order": "The guesses are in the order of the batches, and the labels in that of the file: each guess is compared with another sentence's label.",
+    "mean of means": "The batches' accuracies are averaged. The last batch is smaller, so that its sentences count for more.",
+    "last batch": "The last, smaller batch is left out, and its sentences count as wrong.",
+    "last batch, not counted": "The last, smaller batch is left out altogether.",
+    "first batch": "Only the first batch is scored.",
+    "count": "The number of right answers is returned. Divide it by the number of sentences.",
+    "per cent": "These are per cent. A share between 0 and 1 is asked for.",
+    "no mask": "The attention mask is not handed to the model: padding counts, and a sentence's class depends on its batch.",
+    "argmin": "The lowest score is taken for the answer.",
+    "errors": "This is the share of wrong answers.",
+    "near": "An answer one class off counts as right.",
+    "batches": "The number of right answers is divided by the number of batches.",
+}  # fmt: skip
+
+
+def accuracy_with(fault):
+    """[the accuracy under each of the three lists of labels], with one known mistake."""
+    ids, labellings = scored_sentences()
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    guesses = own_answers(ids, "train" if fault == "training mode" else "eval", fault == "argmin")
+    if fault == "no mask":
+        model = Watched().eval()
+        for start in range(0, len(order), 4):
+            rows = order[start : start + 4]
+            longest = max(len(ids[i]) for i in rows)
+            padded = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in rows])
+            with torch.no_grad():
+                for i, guess in zip(rows, model(padded, torch.ones_like(padded)).argmax(-1).tolist()):
+                    guesses[i] = guess
+    result = []
+    for labels in labellings:
+        right = [guesses[i] == labels[i] for i in order]
+        parts = [right[start : start + 4] for start in range(0, len(right), 4)]
+        if fault == "order":
+            right = [guesses[i] == label for i, label in zip(order, labels)]
+        if fault == "near":
+            right = [abs(guesses[i] - labels[i]) <= 1 for i in order]
+        value = {
+            "mean of means": lambda: sum(sum(part) / len(part) for part in parts) / len(parts),
+            "last batch": lambda: sum(sum(part) for part in parts[:-1]) / len(right),
+            "last batch, not counted": lambda: sum(sum(part) for part in parts[:-1]) / sum(len(part) for part in parts[:-1]),
+            "first batch": lambda: sum(parts[0]) / len(parts[0]),
+            "count": lambda: sum(right),
+            "per cent": lambda: 100 * sum(right) / len(right),
+            "errors": lambda: 1 - sum(right) / len(right),
+            "batches": lambda: sum(right) / len(parts),
+        }.get(fault, lambda: sum(right) / len(right))
+        result.append(round(float(value()), 6))
+    return result
+
+
+# -- 5.8 batch_epochs -----------------------------------------------------------------------------------------------
+
+
+def batch_epochs(answer):
+    """Exercise: after how many epochs batches of 32 reach the loss that batches of 8 have after ten, at one rate."""
+    check = Check("batch_epochs", see='Chapter 5, "What a batch size changes"')
+    if answer is None:
+        raise CheckFailed(not_answered("batch_epochs"))
+    check.number(answer, 0.0, math.inf, "The number of epochs")  # a number at all?
+    features, labels = frozen_features(check, "mean")
+
+    def epoch_by_epoch(batch_size, seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = nn.Linear(features.shape[1], 5)
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
+            for _ in range(60):
+                for chosen in torch.randperm(len(labels)).split(batch_size):
+                    optimizer.zero_grad()
+                    cross_entropy(head(features[chosen]), labels[chosen]).backward()
+                    optimizer.step()
+                with torch.no_grad():
+                    yield cross_entropy(head(features), labels).item()
+
+    needed = []
+    for seed in range(3):
+        goal = list(islice(epoch_by_epoch(8, seed), 10))[-1]
+        needed.append(next(number for number, loss in enumerate(epoch_by_epoch(32, seed), 1) if loss <= goal))
+    right, value = sum(needed) / 3, float(answer)
+    steps = math.ceil(len(labels) / 32)
+    known = {
+        "That many epochs would cover the same distance. But a step of the larger batch has less noise in it, and gets further in the "
+        "direction that counts: measure it.": (40, 4),
+        "This is the number of *steps*. Epochs are asked for.": (right * steps, 3 * steps),
+        "This is the number of epochs that batches of 8 were given. How many do batches of 32 need?": (10, 1),
+        "This is how many times as many epochs are needed. How many epochs is that?": (right / 10, 0.5),
+    }
+    tolerance = 3
+    likely = [text for text, (wrong, near) in known.items() if abs(value - wrong) <= near]
+    check.true(abs(value - right) <= tolerance, f"The number of epochs is not right (to {tolerance}).", likely[0] if likely else None,
+               "the first epoch after which the loss is as low as that of batches of 8 after ten", answer)  # fmt: skip
+    check.passed(f"That is {right * steps / (10 * math.ceil(len(labels) / 8)):.1f} times the steps of the smaller batch.")

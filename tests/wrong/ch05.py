@@ -4,7 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minbert import classify
+from minbert import classify, metrics
+from minbert.run.batching import batches, collate, restore
+from minbert.tokens import pad
 
 # -- sentence_classifier --------------------------------------------------------------------------------------------
 
@@ -242,6 +244,164 @@ def by_log_softmax(model, batch, optimizer, limit=1.0):
     return loss.item()
 
 
+# -- macro_fbeta ----------------------------------------------------------------------------------------------------
+
+
+def counted(predictions, labels, classes):
+    """(hits, alarms, missed) of each class."""
+    rows = []
+    for k in range(classes):
+        said, true = {i for i, p in enumerate(predictions) if p == k}, {i for i, y in enumerate(labels) if y == k}
+        rows.append((len(said & true), len(said - true), len(true - said)))
+    return rows
+
+
+def f_score(hits, alarms, missed, square):
+    below = (1 + square) * hits + square * missed + alarms
+    return (1 + square) * hits / below if below else 0.0
+
+
+def fbeta_by(average=lambda rows, score: [score(*row) for row in rows if sum(row)], square=lambda beta: beta**2,
+             finish=lambda scores: sum(scores) / len(scores), swap=False, times=1):
+    """`macro_fbeta` with switches: which classes enter, how β enters, how the mean is taken."""
+
+    def macro_fbeta(predictions, labels, classes, beta=1.0):
+        rows = counted(predictions, labels, classes)
+        rows = [(h, m, a) for h, a, m in rows] if swap else rows
+        return times * finish(average(rows, lambda h, a, m: f_score(h, a, m, square(beta))))
+
+    return macro_fbeta
+
+
+def only_if(condition):
+    return lambda rows, score: [score(*row) for row in rows if sum(row) and condition(*row)]
+
+
+def mean_first(which):
+    """Averages precision and recall over the classes, then combines them."""
+
+    def macro_fbeta(predictions, labels, classes, beta=1.0):
+        rows = [row for row in counted(predictions, labels, classes) if sum(row)]
+        p = sum(h / (h + a) if h + a else 0 for h, a, _ in rows) / len(rows)
+        r = sum(h / (h + m) if h + m else 0 for h, _, m in rows) / len(rows)
+        return {"both": (1 + beta**2) * p * r / (beta**2 * p + r), "recall": r, "precision": p}[which]
+
+    return macro_fbeta
+
+
+def micro(predictions, labels, classes, beta=1.0):
+    return f_score(*(sum(column) for column in zip(*counted(predictions, labels, classes))), beta**2)
+
+
+def weighted(predictions, labels, classes, beta=1.0):
+    return sum((h + m) * f_score(h, a, m, beta**2) for h, a, m in counted(predictions, labels, classes)) / len(labels)
+
+
+def without_factor(predictions, labels, classes, beta=1.0):
+    return fbeta_by()(predictions, labels, classes, beta) / (1 + beta**2)
+
+
+def first_form(predictions, labels, classes, beta=1.0):
+    """By precision and recall, with nothing against 0/0."""
+    scores = []
+    for h, a, m in counted(predictions, labels, classes):
+        p, r = h / (h + a), h / (h + m)
+        scores.append((1 + beta**2) * p * r / (beta**2 * p + r))
+    return sum(scores) / len(scores)
+
+
+def by_confusion_matrix(predictions, labels, classes, beta=1.0):
+    matrix = torch.zeros(classes, classes, dtype=torch.float64)
+    for y, p in zip(labels, predictions):
+        matrix[y, p] += 1
+    hits, weight = matrix.diagonal(), beta**2
+    below = weight * matrix.sum(1) + matrix.sum(0)
+    return ((1 + weight) * hits[below > 0] / below[below > 0]).mean()
+
+
+def by_harmonic_mean(predictions, labels, classes, beta=1.0):
+    """The weighted harmonic mean of precision and recall."""
+    scores = []
+    for k in sorted(set(predictions) | set(labels)):
+        hits = sum(p == y == k for p, y in zip(predictions, labels))
+        if not hits:
+            scores.append(0.0)
+            continue
+        precision, recall = hits / list(predictions).count(k), hits / list(labels).count(k)
+        scores.append((1 + beta**2) / (1 / precision + beta**2 / recall))
+    return sum(scores) / len(scores)
+
+
+# -- dev_accuracy ---------------------------------------------------------------------------------------------------
+
+
+def scoring(order="kept", average="all", mask=True, grad=False, mode="eval", after="restored", pick=torch.argmax,
+            right=lambda guess, label: guess == label, times=1.0, skip_last=False, first=False):  # fmt: skip
+    """`dev_accuracy` with a switch for each mistake."""
+
+    def dev_accuracy(model, ids, labels, batch_size=4):
+        was = model.training
+        if mode == "eval":
+            model.eval()
+        places = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        hits = []  # one list a batch
+        for start in range(0, len(places), batch_size):
+            rows = places[start : start + batch_size]
+            if (skip_last and len(rows) < batch_size) or (first and start):
+                break
+            input_ids, attention_mask = pad([ids[i] for i in rows])
+            with torch.set_grad_enabled(grad):
+                scores = model(input_ids, attention_mask if mask else torch.ones_like(attention_mask))
+            truth = [labels[i] for i in rows] if order == "kept" else labels[start : start + len(rows)]
+            hits.append([bool(right(guess, label)) for guess, label in zip(pick(scores, -1).tolist(), truth)])
+        if after != "as it is":
+            model.train(was if after == "restored" else after == "train")
+        flat = [hit for batch in hits for hit in batch]
+        return times * {
+            "all": lambda: sum(flat) / len(labels),
+            "seen": lambda: sum(flat) / len(flat),
+            "batches": lambda: sum(sum(batch) / len(batch) for batch in hits) / len(hits),
+            "count": lambda: sum(flat),
+            "by batches": lambda: sum(flat) / len(hits),
+        }[average]()
+
+    return dev_accuracy
+
+
+@torch.no_grad()
+def one_by_one(model, ids, labels, batch_size=4):
+    was = model.training
+    model.eval()
+    right = [model(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long))[0].argmax() == y for row, y in zip(ids, labels)]
+    model.train(was)
+    return torch.stack(right).double().mean()
+
+
+def by_restore(model, ids, labels, batch_size=4):
+    order = batches([len(row) for row in ids], batch_size, shuffle=False)
+    was, guesses = model.training, []
+    model.train(False)
+    with torch.inference_mode():
+        for indices in order:
+            batch = collate(indices, ids)
+            guesses.extend(model(**batch).argmax(dim=1).tolist())
+    model.train(was)
+    return metrics.accuracy(restore(guesses, order), labels)
+
+
+def batches_as_they_come(model, ids, labels, batch_size=4):
+    """Unsorted, with a running count."""
+    was, right = model.training, 0
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(ids), batch_size):
+            input_ids, attention_mask = pad(ids[start : start + batch_size])
+            truth = torch.tensor(labels[start : start + batch_size])
+            right += (model(input_ids, attention_mask).argmax(-1) == truth).sum().item()
+    model.train(was)
+    return right / len(labels)
+
+
 WRONG = {
     "sentence_classifier": {
         "every token": version(lambda self, hidden, pooled, mask: self.head(self.dropout(hidden))),
@@ -335,6 +495,43 @@ WRONG = {
         "only the first sentence": stepping(first=True),
         "evaluation mode": stepping(train=False),
     },
+    "macro_fbeta": {
+        "β not squared": fbeta_by(square=lambda beta: beta),
+        "F1": fbeta_by(square=lambda beta: 1),
+        "exchanged": fbeta_by(swap=True),
+        "absent is 0": fbeta_by(lambda rows, score: [score(*row) for row in rows]),
+        "absent is 1": fbeta_by(lambda rows, score: [score(*row) if sum(row) else 1.0 for row in rows]),
+        "only the labels' classes": fbeta_by(only_if(lambda h, a, m: h + m)),
+        "only the predictions' classes": fbeta_by(only_if(lambda h, a, m: h + a)),
+        "only classes with hits": fbeta_by(only_if(lambda h, a, m: h)),
+        "micro": micro,
+        "weighted": weighted,
+        "mean first": mean_first("both"),
+        "recall": mean_first("recall"),
+        "precision": mean_first("precision"),
+        "factor missing": without_factor,
+        "per cent": fbeta_by(times=100),
+        "sum": fbeta_by(finish=sum),
+        "0/0": first_form,
+    },
+    "dev_accuracy": {
+        "order lost": scoring(order="lost"),
+        "mean of the batches": scoring(average="batches"),
+        "last batch left out, counted": scoring(skip_last=True),
+        "last batch left out": scoring(skip_last=True, average="seen"),
+        "first batch": scoring(first=True, average="seen"),
+        "count": scoring(average="count"),
+        "per cent": scoring(times=100.0),
+        "no mask": scoring(mask=False),
+        "argmin": scoring(pick=torch.argmin),
+        "errors": scoring(right=lambda guess, label: guess != label),
+        "one off": scoring(right=lambda guess, label: abs(guess - label) <= 1),
+        "by batches": scoring(average="by batches"),
+        "gradients on": scoring(grad=True),
+        "training mode": scoring(mode="as it is", after="as it is"),
+        "left in evaluation mode": scoring(after="as it is"),
+        "left in training mode": scoring(after="train"),
+    },
 }
 
 RIGHT = {
@@ -362,6 +559,17 @@ RIGHT = {
         "torch.autograd.grad": by_autograd,
         "log-softmax and indices": by_log_softmax,
     },
+    "macro_fbeta": {
+        "with switches, none on": fbeta_by(),
+        "confusion matrix": by_confusion_matrix,
+        "harmonic mean": by_harmonic_mean,
+    },
+    "dev_accuracy": {
+        "with switches, none on": scoring(),
+        "one by one": one_by_one,
+        "restore": by_restore,
+        "unsorted": batches_as_they_come,
+    },
 }
 
 UNLISTED = {
@@ -369,4 +577,6 @@ UNLISTED = {
     "freeze": freezing(chosen(partial=lambda encoder, n: [encoder.embeddings, encoder.pooler])),
     "smoothed_loss": lambda logits, labels, smoothing=0.1: F.cross_entropy(logits, labels, label_smoothing=smoothing / 2),
     "one_step": stepping(steps=3),
+    "macro_fbeta": fbeta_by(square=lambda beta: beta**3),
+    "dev_accuracy": scoring(right=lambda guess, label: guess >= label),
 }
