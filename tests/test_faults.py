@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from minbert import hub, pretrained
 from minbert.bert import BertConfig, BertModel
-from minbert.run import checkpoint, cli, data, loop, recipes, records
+from minbert.run import checkpoint, cli, data, lock, loop, recipes, records
 from minbert.tokens import train_wordpiece
 from tests.test_records import made_up
 
@@ -278,6 +278,9 @@ def recorded(edit):
     return harm
 
 
+HELD = contextlib.ExitStack()     # locks that a fault took, until the end of its test
+
+
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 @dataclass
@@ -464,6 +467,9 @@ FAULTS = {
         put("new", "mine"), [*TRAIN, "--out", "new/run"], "new/run: can't be written", "choose another --out"),
     "output is in use": fault(
         None, [*TRAIN, "--out", "halted"], "halted: a run is here already", "--resume", "--again"),
+    "another process trains there": fault(
+        lambda p: HELD.enter_context(lock.hold("halted/.lock")), RESUME, "halted: another process is training here",
+        "wait for it, or choose another --out", changed=("halted/.lock",)),
     "output is finished": fault(None, [*TRAIN, "--out", "done", "--resume"], "done: this run is finished", "--again"),
     "output can't be written": fault(
         lambda p: p.setattr(os, "access", lambda *_: False), TRAIN, "new: can't be written (Permission denied)",
@@ -595,7 +601,8 @@ def test_a_fault_is_one_clear_line_and_loses_nothing(name, place, capsys, monkey
         it.harm(monkeypatch)
     before = files()
     capsys.readouterr()
-    code = minbert(*it.command)
+    with HELD:
+        code = minbert(*it.command)
     error = capsys.readouterr().err
     monkeypatch.undo()
     os.chdir(place)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from minbert.run import loop, recipes, records
+from minbert.run import lock, loop, recipes, records
 from minbert.run.records import RecordError
 
 
@@ -125,21 +125,21 @@ def test_runs_that_finish_together_are_all_in_the_index(tmp_path):
 
 
 def test_a_lock_left_behind_by_a_killed_writer_is_no_hindrance(tmp_path):
-    code = ("import os, sys; from pathlib import Path; from minbert.run import records\n"
-            "with records._locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    file = tmp_path / ".INDEX.lock"
+    code = "import sys; from minbert.run import lock\nwith lock.hold(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
-    with pytest.raises(RecordError, match="another run has been writing .* go on with --resume"):
-        with records._locked(tmp_path, patience=0.1):        # while it lives, it is waited for
+    with pytest.raises(lock.Busy, match="held by another process"):      # while it lives, it is waited for
+        with lock.hold(file, patience=0.1):
             pass
     process.kill()
     process.wait()
     process.stdin.close()
     process.stdout.close()
-    assert (tmp_path / ".INDEX.lock").exists()
+    assert file.exists()
     began = time.monotonic()
     records.write(made_up(), tmp_path)
-    assert time.monotonic() - began < 1 and not (tmp_path / ".INDEX.lock").exists()
+    assert time.monotonic() - began < 1 and not file.exists()
 
 
 def test_no_record_is_a_gap_and_no_error(tmp_path):

@@ -7,6 +7,7 @@ What goes wrong is told in one line, on stderr, with a non-zero exit code; --deb
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -171,8 +172,7 @@ def command_run(options) -> int:
                 continue
             loop.say(config, f"{recorded}: recorded with other settings ({'; '.join(changed)}), running it again")
 
-        result = loop.train(config, out=out, resume=options.resume, again=options.again, progress=not options.quiet,
-                            device=options.device, timing=options.timing, runs=options.runs, save_every=options.save_every)
+        result = train_alone(config, out, options)
         say_result(config, result)
         if smoke:
             continue
@@ -182,6 +182,23 @@ def command_run(options) -> int:
         else:
             loop.say(config, f"recorded in {records.write(result.record, root)}")
     return 0
+
+
+def train_alone(config, out: Path, options):
+    """Train, while no other process trains in the same directory.  Returns the Result."""
+    from minbert.run import lock, loop
+
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.hold(out / ".lock"))
+        except lock.Busy:
+            raise UserError(f"{out}: another process is training here: wait for it, or choose another --out (or --runs)"
+                            ) from None
+        except OSError:
+            pass                                     # a place that can't be written: `train` says so
+        return loop.train(config, out=out, resume=options.resume, again=options.again, progress=not options.quiet,
+                          device=options.device, timing=options.timing, runs=options.runs, save_every=options.save_every)
 
 
 def say_result(config, result) -> None:
@@ -212,8 +229,7 @@ def command_train(options) -> int:
 
     config = dataclasses.replace(config, precision=device.choose(options.device, config.precision).precision)
     out = Path(options.out) if options.out else Path(options.runs) / "train" / recipes.run_name(config)
-    result = loop.train(config, out=out, resume=options.resume, again=options.again, progress=not options.quiet,
-                        device=options.device, timing=options.timing, runs=options.runs, save_every=options.save_every)
+    result = train_alone(config, out, options)
     say_result(config, result)
     return 0
 

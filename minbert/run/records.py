@@ -19,12 +19,12 @@ import os
 import platform
 import statistics
 import subprocess
-import time
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 from minbert import __version__
+from minbert.run import lock
 from minbert.run.recipes import (
     CHOSEN_APART, RECIPES, Config, RecipeError, differences, model_name, public, resolve, run_name, source_name,
 )
@@ -173,7 +173,7 @@ def write(record: dict, root=None) -> Path:
     path = path_of(Config(**record["config"]), root)
     content = to_bytes(record)
     check_place(root)
-    with _locked(root):                              # two runs may finish together
+    with lock.hold(root / ".INDEX.lock", patience=30):       # two runs may finish together
         index = read_index(root)
         before = path.read_bytes() if path.exists() else None
         path.parent.mkdir(exist_ok=True)
@@ -197,45 +197,6 @@ def check_place(root) -> None:
     except OSError as error:
         raise RecordError(f"{root}: can't be written ({error.strerror}), and records go there: choose another --root") from None
     read_index(root)
-
-
-@contextlib.contextmanager
-def _locked(root: Path, patience: float = 30.0):
-    """Hold the lock of the records: one writer at a time.
-
-    It is the system's own lock on a file, not the file itself: it goes when its holder ends, however that ends.
-    """
-    path = root / ".INDEX.lock"
-    until = time.monotonic() + patience
-    while True:
-        with open(path, "a") as handle:
-            if _try_lock(handle, path):
-                try:
-                    yield
-                finally:
-                    with contextlib.suppress(OSError):       # Windows removes no open file
-                        path.unlink()
-                return
-        if time.monotonic() > until:
-            raise RecordError(f"{path}: another run has been writing its record for {patience:.0f} seconds; "
-                              "end it if it hangs, and go on with --resume")
-        time.sleep(0.05)
-
-
-def _try_lock(handle, path) -> bool:
-    """Lock an open file, if nobody holds it and it has not been removed meanwhile."""
-    try:
-        try:
-            import fcntl
-        except ImportError:                          # Windows
-            import msvcrt
-
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
-    except OSError:
-        return False
 
 
 def digest(path: Path) -> str:
