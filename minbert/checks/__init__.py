@@ -7,4 +7,5 @@ from minbert.checks.engine import CheckFailed, exercises  # noqa: F401
 from minbert.checks.ch01 import *  # noqa: F401,F403
 from minbert.checks.ch02 import *  # noqa: F401,F403
 from minbert.checks.ch03 import *  # noqa: F401,F403
+from minbert.checks.ch04 import *  # noqa: F401,F403
 from minbert.checks.ch05 import *  # noqa: F401,F403
