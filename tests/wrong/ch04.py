@@ -299,7 +299,7 @@ def loop_by_hand(loss, parameters, batches, epochs, lr, warmup):
         for group in own.param_groups:
             group["lr"] = lr * schedule_as_least(step, round(warmup * total), total)
         own.step()
-        losses.append(float(value))
+        losses.append(value.item())
     return losses
 
 
