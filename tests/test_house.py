@@ -172,8 +172,10 @@ def test_earlier_files_know_nothing_of_run_and_checks():
 
 
 @pytest.mark.parametrize("inside", ["published.json", "checks/exercises.json", "corpora/ids-sst-train.csv",
-                                    "corpora/ids-sst-dev.csv", "corpora/squad-train-v2.0.json",
-                                    "corpora/squad-dev-v2.0.json", "corpora/README-squad.md", "run/__init__.py"])
+                                    "corpora/ids-sst-dev.csv", "corpora/quora-train.csv", "corpora/quora-dev.csv",
+                                    "corpora/sts-train.csv", "corpora/sts-dev.csv", "corpora/README-pairs.md",
+                                    "corpora/squad-train-v2.0.json", "corpora/squad-dev-v2.0.json",
+                                    "corpora/README-squad.md", "run/__init__.py"])
 @pytest.mark.slow
 def test_the_wheel_holds_what_a_reader_needs(wheel_site, inside):
     assert (wheel_site / "minbert" / inside).is_file()
