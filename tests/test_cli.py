@@ -207,6 +207,93 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path, monkeypatch,
     assert "resumed after epoch 1 of 2" in capsys.readouterr().out
 
 
+def three_recipes(monkeypatch):
+    """Let there be three recipes, as short at size small as a smoke run; the second needs the third."""
+    short = {"steps_per_epoch": 2, "epochs": 1}
+    chosen = {"small-bert-random": {"weights": "run:masked-language-model", "task": "sst"},
+              "masked-language-model": {"task": "mlm"}, "first-finetune": {"task": "sst"}}
+    for name in list(recipes.RECIPES):
+        if name not in chosen:
+            monkeypatch.delitem(recipes.RECIPES, name)
+    for name in ("first-finetune", "small-bert-random", "masked-language-model"):
+        recipe = recipes.RECIPES[name]
+        monkeypatch.delitem(recipes.RECIPES, name)
+        settings = {**recipes.SMOKE, **short, **chosen[name]}
+        monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(recipe, settings=settings, seeds=(0,), minutes=45))
+
+
+ALL = ["run", "--all", "--resume", "--device", "cpu", "--quiet"]
+PLACE = "small-scratch-builtin-fp32-0.json"
+
+
+def test_the_queue_does_what_is_missing_goes_on_after_a_failure_and_repeats_nothing(tmp_path, monkeypatch, capsys):
+    three_recipes(monkeypatch)
+    real, trained = loop.train, []
+
+    def train(config, **options):
+        trained.append(config.recipe)
+        if config.recipe == "first-finetune" and len(trained) == 1:
+            raise ValueError("no luck")
+        return real(config, **options)
+
+    monkeypatch.setattr(loop, "train", train)
+    assert minbert(*ALL) == 1
+    out, error = capsys.readouterr()
+    assert "queue    0 of 3 runs are done, 3 to do (about 2 h 15 min on a laptop)" in out
+    # What is needed comes before what needs it; the failure stops neither.
+    assert trained == ["first-finetune", "masked-language-model", "small-bert-random"]
+    assert "minbert: first-finetune, seed 0: no luck" in error
+    assert error.splitlines()[-1].startswith("minbert: 1 of 3 runs failed (first-finetune, seed 0)")
+    results = tmp_path / "results"
+    assert len(records.load(root=results)) == 2
+
+    del trained[1:]
+    assert minbert(*ALL) == 0 and trained == ["first-finetune", "first-finetune"]
+    out = capsys.readouterr().out
+    assert "2 of 3 runs are done, 1 to do (about 45 min" in out and "first-finetune, seed 0: not run yet" in out
+    assert minbert(*ALL) == 0 and len(trained) == 2
+    assert "3 of 3 runs are done, 0 to do" in capsys.readouterr().out
+
+    # Another learning rate: that record is stale, and its run is started over.
+    recipe = recipes.RECIPES["first-finetune"]
+    changed = dataclasses.replace(recipe, settings={**recipe.settings, "lr": 2e-3})
+    monkeypatch.setitem(recipes.RECIPES, "first-finetune", changed)
+    assert minbert(*ALL) == 0 and trained[2:] == ["first-finetune"]
+    assert "done with other settings (lr: 0.001 → 0.002)" in capsys.readouterr().out
+    assert records.load("first-finetune", results)[0]["config"]["lr"] == 2e-3
+
+    # Elsewhere, with the records but no weights: the pre-training is done again for the run that needs it, its record stays.
+    shutil.rmtree("runs")
+    (results / "small-bert-random" / "small-masked-language-model-builtin-fp32-0.json").unlink()
+    before = (results / "masked-language-model" / PLACE).read_bytes()
+    assert minbert(*ALL) == 0 and trained[3:] == ["masked-language-model", "small-bert-random"]
+    out = capsys.readouterr().out
+    assert "masked-language-model, seed 0: recorded, but small-bert-random needs its weights" in out
+    assert (results / "masked-language-model" / PLACE).read_bytes() == before
+    assert minbert(*ALL) == 0 and len(trained) == 5
+
+
+def test_ctrl_c_stops_the_queue_and_the_queue_goes_on(monkeypatch, capsys):
+    three_recipes(monkeypatch)
+    monkeypatch.setattr(loop, "train", lambda *_, **__: (_ for _ in ()).throw(loop.Interrupted("interrupted: kept")))
+    assert minbert(*ALL) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "minbert: interrupted: kept"
+    monkeypatch.undo()
+
+
+def test_the_queue_holds_every_recipe_and_data_and_model_stand_in_where_they_fit():
+    options = cli.make_parser().parse_args(["run", "--all", "--data", "course", "--model", "mine"])
+    configs = cli.all_configs(options)
+    assert {(c.recipe, c.seed) for c in configs} == {(r.name, seed) for r in recipes.RECIPES.values() for seed in r.seeds}
+    names = [c.recipe for c in configs]
+    for recipe in recipes.RECIPES.values():
+        assert not recipe.needs or names.index(recipe.needs) < names.index(recipe.name)
+    found = {c.recipe: (c.weights, c.data) for c in configs}
+    assert found["sst-full"] == ("mine", "course") and found["first-finetune"] == ("mine", "builtin")
+    assert found["masked-language-model"] == ("scratch", "course")
+    assert found["small-bert-pretrained"] == ("run:masked-language-model", "course")
+
+
 def test_everything_is_looked_at_before_the_first_minute_is_spent(capsys):
     assert minbert("run", "first-finetune", "sst-ful", "--size", "smoke", "--device", "cpu") == 1
     assert "did you mean sst-full?" in capsys.readouterr().err and not os.path.exists("runs")
@@ -323,7 +410,7 @@ def test_report_on_records(tmp_path, capsys):
 
 # ---- what goes wrong (the rest is in test_faults.py) --------------------------------------------------------------
 
-@pytest.mark.parametrize("arguments", [["run"], ["trian"], ["run", "sst-full", "--seeds", "-1"], ["train", "--lr", "much"],
+@pytest.mark.parametrize("arguments", [["run"], ["run", "sst-full", "--all"], ["train", "--save-every", "-1"], ["trian"], ["run", "sst-full", "--seeds", "-1"], ["train", "--lr", "much"],
                                        ["run", "sst-full", "--resume", "--again"]])
 def test_a_wrong_command_line_is_explained(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

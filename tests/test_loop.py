@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 
 import pytest
 import torch
@@ -118,6 +119,104 @@ def test_an_epoch_can_be_cut_short(data):
     result = run(settings(data, steps_per_epoch=2))
     assert len(result.losses) == 6 and result.record["epochs"][0]["train"]["examples"] == 16
     assert len(run(settings(data, steps_per_epoch=99)).losses) == 24           # more than there are: all
+
+
+def test_over_fitting_shows_in_the_record(tmp_path):
+    """Labels drawn at random: there is nothing to learn but the training sentences themselves."""
+    chance = random.Random(0)
+    words = [f"word{i}" for i in range(60)]
+    for split, count in (("train", 40), ("dev", 40)):
+        rows = [f"{i}\t{split}{i}\t{' '.join(chance.sample(words, 6))}\t{chance.randrange(5)}" for i in range(count)]
+        (tmp_path / f"ids-sst-{split}.csv").write_text("\n".join(["\tid\tsentence\tsentiment", *rows]) + "\n")
+    history = run(settings(str(tmp_path), encoder="bag", hidden_size=32, dropout=0.0, head_dropout=0.0, epochs=30, lr=2e-2,
+                           schedule="constant")).record["epochs"]
+    first, last = history[0], history[-1]
+    assert last["train"]["accuracy"] == 1.0 and last["train"]["loss"] < 0.1
+    assert last["dev"]["accuracy"] < 0.5 and last["dev"]["loss"] > first["dev"]["loss"] + 0.5
+
+
+@pytest.mark.parametrize("length", [40, 512])
+def test_long_reviews_in_two_classes(tmp_path, length, capsys):
+    """CFIMDB: whole reviews, many times as long as SST's sentences."""
+    for split, count in (("train", 6), ("dev", 4)):
+        rows = [f"{i}\t{split}{i}\t{'a long and rather slow film ' * (40 + 50 * (i % 2))}{split} {'bad good'.split()[i % 2]}"
+                f"\t{i % 2}" for i in range(count)]
+        (tmp_path / f"ids-cfimdb-{split}.csv").write_text("\n".join(["\tid\tsentence\tsentiment", *rows]) + "\n")
+    result = run(settings(str(tmp_path), task="cfimdb", max_length=length, batch_size=2, epochs=1), tmp_path / "run")
+    assert max(map(len, result.task.train_ids)) == length and result.record["best"]["dev"]["loss"] < 1.5
+    assert len(result.record["best"]["dev"]["confusion"]) == 2
+    cut = "6 of 6" if length == 40 else "3 of 6"
+    assert f"{cut} sentences were longer than {length} tokens and were cut" in capsys.readouterr().out
+    model, _, _ = build.load_classifier(tmp_path / "run")
+    assert model.head.out_features == 2
+
+
+# ---- a batch in parts --------------------------------------------------------------------------------------------
+
+def in_float64(config):
+    """The task with double the digits and no dropout, and an arithmetic that leaves them."""
+    loop.seed_everything(0)
+    task = tasks.make(config)
+    task.model.double().train()
+    for parameter in task.model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return task
+
+
+@pytest.mark.parametrize("task_name", ["sst", "mlm"])
+@pytest.mark.parametrize("rows, parts", [(1, 7), (2, 4), (3, 3), (5, 2), (6, 2), (7, 1), (9, 1)])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(data, task_name, rows, parts, monkeypatch):
+    """In float64, the last part ragged; for masked pieces the parts ask for different numbers of answers, some for none."""
+    monkeypatch.setattr(tasks, "cross_entropy", lambda logits, labels: nn.functional.cross_entropy(logits.double(), labels))
+    task = in_float64(settings(data, task=task_name, dropout=0.0, head_dropout=0.0))
+    batch = task.batch([0, 1, 2, 3, 7, 8, 14], 3)
+    assert len(loop.micro_batches(batch, rows)) == parts
+    # Against PyTorch alone: one mean over all answers.
+    task.loss(batch)[0].backward()
+    expected = {name: parameter.grad.clone() for name, parameter in task.model.named_parameters()
+                if parameter.grad is not None}
+    task.model.zero_grad()
+    loss, right, count = loop.forward_backward(task, batch, CPU, rows)
+    with torch.no_grad():
+        whole = task.loss(batch)
+    assert loss == pytest.approx(whole[0].item(), rel=1e-12) and (right, count) == (whole[1], whole[2])
+    for name, parameter in task.model.named_parameters():
+        if name in expected:
+            assert torch.allclose(parameter.grad, expected[name], rtol=0, atol=1e-12), name
+
+
+def test_a_part_in_which_nothing_is_hidden_does_not_make_a_nan(data):
+    task = tasks.make(settings(data, task="mlm", dropout=0.0))
+    batch = task.batch([0, 1, 2, 3], 0)
+    batch["labels"][:2] = -100
+    batch["labels"][2:, 1] = batch["input_ids"][2:, 1]
+    loss, _, count = loop.forward_backward(task, batch, CPU, 2)
+    assert math.isfinite(loss) and count == task.answers(batch) > 0
+
+
+def test_padding_is_cut_where_a_part_needs_none():
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    batch = {"input_ids": mask * 7, "attention_mask": mask, "labels": torch.tensor([0, 1, 2])}
+    parts = loop.micro_batches(batch, 1)
+    assert [part["input_ids"].tolist() for part in parts] == [[[7, 7, 7, 7]], [[7, 7]], [[7]]]
+    assert [part["labels"].tolist() for part in parts] == [[0], [1], [2]]
+    assert loop.micro_batches(batch, 0) == [batch]
+
+
+def test_a_whole_run_in_parts_is_the_run_in_one(data, tmp_path, monkeypatch):
+    """The last batch of an epoch is ragged (64 = 6 · 10 + 4).  Memory may run out in between: the rest can go in parts."""
+    config = settings(data, dropout=0.0, head_dropout=0.0, batch_size=10, lr=1e-3)
+    whole = run(config)
+    for rows in (1, 3):
+        parts = run(dataclasses.replace(config, micro_batch=rows))
+        assert parts.losses == pytest.approx(whole.losses, abs=1e-5)
+        assert parts.record["epochs"][0]["train"]["accuracy"] == whole.record["epochs"][0]["train"]["accuracy"]
+    stop_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", save_every=1e-9)
+    monkeypatch.undo()
+    resumed = run(dataclasses.replace(config, micro_batch=4), tmp_path / "run", resume=True)
+    assert resumed.losses == pytest.approx(whole.losses, abs=1e-5)
 
 
 # ---- freezing ----------------------------------------------------------------------------------------------------
@@ -509,6 +608,69 @@ def test_float16_skips_a_step_that_overflows_and_lowers_its_scale(data):
     hook.remove()
     loop.training_step(task, task.batch([0, 1], 0), optimizer, arithmetic, 1.0)
     assert not same(before, task.model.state_dict())
+
+
+class Overflowing:
+    """A stand-in for the loss scaling: in the steps named, the gradient overflows whatever the scale is."""
+
+    def __init__(self, steps):
+        self.steps, self.number, self.factor = steps, 0, 2.0**16
+
+    def scale(self, loss):
+        return loss * self.factor
+
+    def unscale_(self, optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad /= self.factor
+
+    def step(self, optimizer):
+        if self.number not in self.steps:
+            optimizer.step()
+
+    def update(self):
+        self.factor /= 2 if self.number in self.steps else 1
+        self.number += 1
+
+    def get_scale(self):
+        return self.factor
+
+    def state_dict(self):
+        return {"number": self.number, "factor": self.factor}
+
+    def load_state_dict(self, state):
+        self.number, self.factor = state["number"], state["factor"]
+
+
+def with_scaler(monkeypatch, steps):
+    choose = device.choose
+    monkeypatch.setattr(device, "choose", lambda *_: dataclasses.replace(choose("cpu", "fp32"), precision="fp16",
+                                                                         scaler=Overflowing(steps)))
+
+
+def test_steps_left_out_are_counted_and_a_few_are_no_fault(data, monkeypatch, tmp_path):
+    with_scaler(monkeypatch, {0, 1, 2, 9})
+    history = run(settings(data, precision="fp16")).record["epochs"]
+    assert [entry["train"]["skipped"] for entry in history] == [3, 1, 0]
+    # The count, and the scale, survive an interruption.
+    stop_after(monkeypatch, 0, step=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(data, precision="fp16"), tmp_path / "run", save_every=1e-9)
+    monkeypatch.undo()
+    with_scaler(monkeypatch, {0, 1, 2, 9})
+    again = run(settings(data, precision="fp16"), tmp_path / "run", resume=True).record["epochs"]
+    assert [entry["train"]["skipped"] for entry in again] == [3, 1, 0]
+
+
+def test_a_run_that_only_leaves_steps_out_stops(data, monkeypatch, tmp_path):
+    with_scaler(monkeypatch, set(range(3, 99)))
+    with pytest.raises(TrainingStopped) as error:
+        run(settings(data, precision="fp16", epochs=9), tmp_path / "run")
+    message = str(error.value)
+    assert "epoch 5, step 2 of 8" in message                     # steps 3 … 32 were left out, step 33 was not tried
+    assert f"overflowed float16 in each of the last {loop.SKIPS_IN_A_ROW} steps" in message
+    assert "--precision fp32" in message and "step 1 of 8 of the next is kept" in message and "\n" not in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

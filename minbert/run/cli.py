@@ -136,8 +136,10 @@ def out_of_memory(error: Exception) -> bool:
 
 def command_run(options) -> int:
     """Run recipes, one run a seed, and record the results."""
-    from minbert.run import device, loop, records
-
+    if bool(options.recipe) == options.all:
+        options.usage("name recipes, or give --all")
+    if options.all:
+        return run_all(options)
     jobs = []                                        # everything is looked at before the first minute is spent
     for name in options.recipe:
         recipe = recipes.find(name)
@@ -145,46 +147,160 @@ def command_run(options) -> int:
             jobs.append(recipes.resolve(name, options.size, weights=options.model, data=options.data, seed=seed,
                                         precision=options.precision, micro_batch=options.micro_batch))
     for config in jobs:
-        precision = device.choose(options.device, config.precision).precision
-        config = dataclasses.replace(config, precision=precision)
-        out = Path(options.runs) / config.recipe / recipes.run_name(config)
-        root = records.results_root(options.root)
-        recorded = records.path_of(config, root)
-        smoke = config.size == "smoke"
-
-        if not options.again and (out / "record.json").is_file():
-            record = records.read(out / "record.json")
-            changed = recipes.differences(record["config"], recipes.public(config))
-            if changed:
-                raise UserError(f"{out}: holds a run with other settings ({'; '.join(changed)}). Start over by --again")
-            if not smoke and not records.existing(config, root):
-                records.write(record, root)          # stopped between its last epoch and its record
-            loop.say(config, f"{out}: finished already, nothing to do (--again starts over)")
-            continue
-        old = None
-        if not smoke:                                # looked at now, and not after an hour of training
-            records.check_place(root)
-            old = None if options.again else records.existing(config, root)
-        if options.resume and old:
-            changed = recipes.differences(old["config"], recipes.public(config))
-            if not changed:
-                loop.say(config, f"{recorded}: recorded already, skipped (--again runs it anew)")
-                continue
-            loop.say(config, f"{recorded}: recorded with other settings ({'; '.join(changed)}), running it again")
-
-        result = train_alone(config, out, options)
-        say_result(config, result)
-        if smoke:
-            continue
-        if old and not options.resume:
-            loop.say(config, f"the book's record of this run says dev accuracy {old['best']['dev']['accuracy']:.3f}; it stays "
-                             f"as it is (--again replaces it), yours is {out / 'record.json'}")
-        else:
-            loop.say(config, f"recorded in {records.write(result.record, root)}")
+        run_one(with_precision(config, options), options, options.again, replace=options.again or options.resume)
     return 0
 
 
-def train_alone(config, out: Path, options):
+def with_precision(config, options):
+    """The configuration with "auto" decided: the name of a run holds its precision.  Raises DeviceError."""
+    from minbert.run import device
+
+    return dataclasses.replace(config, precision=device.choose(options.device, config.precision).precision)
+
+
+def directory_of(config, options) -> Path:
+    """Where the files of a recipe's run are."""
+    return Path(options.runs) / config.recipe / recipes.run_name(config)
+
+
+def run_one(config, options, again, replace, needed=False) -> None:
+    """One run, and its record.
+
+    again: start over, whatever an earlier run left.  replace: the new record takes an old one's place.  needed: run it
+    though it is recorded, because another run starts from its weights.
+    """
+    from minbert.run import loop, records
+
+    out = directory_of(config, options)
+    root = records.results_root(options.root)
+    recorded = records.path_of(config, root)
+    smoke = config.size == "smoke"
+
+    if not again and (out / "record.json").is_file():
+        record = records.read(out / "record.json")
+        changed = recipes.differences(record["config"], recipes.public(config))
+        if changed:
+            raise UserError(f"{out}: holds a run with other settings ({'; '.join(changed)}). Start over by --again")
+        if not smoke and not records.existing(config, root):
+            records.write(record, root)              # stopped between its last epoch and its record
+        loop.say(config, f"{out}: finished already, nothing to do (--again starts over)")
+        return
+    old = None
+    if not smoke:                                    # looked at now, and not after an hour of training
+        records.check_place(root)
+        old = None if again else records.existing(config, root)
+    if options.resume and old and not needed:
+        changed = recipes.differences(old["config"], recipes.public(config))
+        if not changed:
+            loop.say(config, f"{recorded}: recorded already, skipped (--again runs it anew)")
+            return
+        loop.say(config, f"{recorded}: recorded with other settings ({'; '.join(changed)}), running it again")
+
+    result = train_alone(config, out, options, again)
+    say_result(config, result)
+    if smoke:
+        return
+    if old and not replace:
+        loop.say(config, f"the book's record of this run says dev accuracy {old['best']['dev']['accuracy']:.3f}; it stays "
+                         f"as it is (--again replaces it), yours is {out / 'record.json'}")
+    else:
+        loop.say(config, f"recorded in {records.write(result.record, root)}")
+
+
+def run_all(options) -> int:
+    """Every recipe and seed that has no record with today's settings, one after the other, whatever becomes of one."""
+    from minbert.run import loop
+
+    every = [with_precision(config, options) for config in all_configs(options)]
+    plan = [(config, *state_of(config, options)) for config in every]
+    plan = [(config, *needed_after_all(config, state, why, plan, options)) for config, state, why in plan]
+    to_do = [job for job in plan if job[1] != "done"]
+    guess = duration(sum(recipes.RECIPES[config.recipe].minutes for config, _, _ in to_do)) \
+        if options.size == "small" else f"no estimate for size {options.size}"
+    loop.say(every[0], f"queue    {len(plan) - len(to_do)} of {len(plan)} runs are done, {len(to_do)} to do ({guess})")
+    for config, _, why in to_do:
+        loop.say(config, f"         {config.recipe}, seed {config.seed}: {why}")
+    failed = []
+    for number, (config, state, _) in enumerate(to_do, 1):
+        name = f"{config.recipe}, seed {config.seed}"
+        loop.say(config, f"\n-------- {number} of {len(to_do)}: {name}")
+        try:
+            run_one(config, options, again=options.again or state == "stale", replace=state != "needed",
+                    needed=state == "needed")
+        except Exception as error:                   # the others may do better; Ctrl-C is none of these
+            if options.debug:
+                raise
+            complain(f"{name}: {one_line(error, options)}", 1)
+            failed.append(name)
+    if failed:
+        return complain(f"{len(failed)} of {len(to_do)} runs failed ({'; '.join(failed)}); the messages are above, and the same "
+                        "command with --resume tries these again", 1)
+    loop.say(every[0], f"all {len(plan)} runs are done")
+    return 0
+
+
+def all_configs(options) -> list:
+    """A configuration for each recipe and seed; a recipe comes after the one it needs.
+
+    --data and --model stand in for the recipe's data sets and pre-trained weights.  Where a recipe is about the built-in
+    sentences, about weights learned from nothing or taken from another run, these stay.
+    """
+    names = []
+    for recipe in recipes.RECIPES.values():
+        names += [name for name in (recipe.needs, recipe.name) if name and name not in names]
+    configs = []
+    for name in names:
+        plain = recipes.resolve(name, options.size)
+        model = options.model if plain.weights != "scratch" and not plain.weights.startswith("run:") else None
+        own = options.size == "smoke" or recipes.RECIPES[name].settings.get("data") == "builtin"
+        data = None if own else options.data
+        for seed in options.seeds or recipes.RECIPES[name].seeds:
+            configs.append(recipes.resolve(name, options.size, weights=model, data=data, seed=seed,
+                                           precision=options.precision, micro_batch=options.micro_batch))
+    return configs
+
+
+def state_of(config, options) -> tuple[str, str]:
+    """("done" | "missing" | "stale", why) of a run: by its record, or, where none is kept, by its directory."""
+    from minbert.run import records
+
+    if options.again:
+        return "missing", "--again"
+    out = directory_of(config, options)
+    old = records.existing(config, records.results_root(options.root)) if config.size != "smoke" else None
+    finished = records.read(out / "record.json") if (out / "record.json").is_file() else None
+    for record in (old, finished):
+        changed = recipes.differences(record["config"], recipes.public(config)) if record else []
+        if changed:                                  # its directory is started over only if it holds the old run
+            stale = finished is not None and recipes.differences(finished["config"], recipes.public(config))
+            return ("stale" if stale else "missing"), f"done with other settings ({'; '.join(changed)})"
+    if old or finished and config.size == "smoke":
+        return "done", ""
+    if finished:
+        return "missing", "finished, to be recorded"
+    return "missing", "begun, to be resumed" if (out / "last.safetensors").is_file() else "not run yet"
+
+
+def needed_after_all(config, state, why, plan, options) -> tuple[str, str]:
+    """A run that is recorded, but whose weights are not on this machine, is run again if another run starts from them."""
+    from minbert.run import build
+
+    for user, its_state, _ in plan:
+        if state == "done" and its_state != "done" and recipes.RECIPES[user.recipe].needs == config.recipe:
+            try:
+                build.pretrained_run(config.recipe, user, options.runs)
+            except ValueError:
+                return "needed", f"recorded, but {user.recipe} needs its weights"
+    return state, why
+
+
+def duration(minutes: float) -> str:
+    """Such as "about 2 h 5 min"."""
+    hours, rest = divmod(round(minutes), 60)
+    return "about " + (f"{hours} h " if hours else "") + f"{rest} min on a laptop"
+
+
+def train_alone(config, out: Path, options, again: bool):
     """Train, while no other process trains in the same directory.  Returns the Result."""
     from minbert.run import lock, loop
 
@@ -197,7 +313,7 @@ def train_alone(config, out: Path, options):
                             ) from None
         except OSError:
             pass                                     # a place that can't be written: `train` says so
-        return loop.train(config, out=out, resume=options.resume, again=options.again, progress=not options.quiet,
+        return loop.train(config, out=out, resume=options.resume and not again, again=again, progress=not options.quiet,
                           device=options.device, timing=options.timing, runs=options.runs, save_every=options.save_every)
 
 
@@ -229,7 +345,7 @@ def command_train(options) -> int:
 
     config = dataclasses.replace(config, precision=device.choose(options.device, config.precision).precision)
     out = Path(options.out) if options.out else Path(options.runs) / "train" / recipes.run_name(config)
-    result = train_alone(config, out, options)
+    result = train_alone(config, out, options, options.again)
     say_result(config, result)
     return 0
 
@@ -438,8 +554,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = command("run", command_run, "run an experiment of the book and record its result", [
         "minbert run first-finetune", "minbert run sst-full --data path/to/data --seeds 0 1 2",
-        "minbert run sst-full --size full --device cuda", "minbert run first-finetune --size smoke     (does it run at all?)"])
-    sub.add_argument("recipe", nargs="+", help="a name from 'minbert recipes'")
+        "minbert run --all --resume --data path/to/data", "minbert run sst-full --size full --device cuda",
+        "minbert run first-finetune --size smoke     (does it run at all?)"])
+    sub.add_argument("recipe", nargs="*", help="a name from 'minbert recipes'")
+    sub.add_argument("--all", action="store_true", help="every recipe and seed that is not recorded with today's settings")
+    sub.set_defaults(usage=sub.error)
     sub.add_argument("--size", default="small", help="smoke (seconds, plumbing only), small (a laptop) or full (a GPU)")
     sub.add_argument("--model", help="other weights than the recipe's: minilm, a directory or a hub name")
     sub.add_argument("--data", help="other data than the recipe's: builtin, a directory or hub")
