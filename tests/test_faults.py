@@ -444,6 +444,14 @@ FAULTS = {
     "too many layers frozen": fault(
         None, [*TRAIN, "--freeze", "partial", "--freeze-layers", "9"], "9", "the encoder has 1"),
     "a learning rate that is none": fault(None, [*TRAIN, "--lr", "nan"], "lr must not be negative", "not nan"),
+    "nothing hidden, nothing to guess": fault(
+        None, [*PRETRAIN, "--mask-rate", "0"], "mask_rate must be above 0", "nothing to guess"),
+    "vectors without numbers": fault(
+        None, [*TRAIN, "--hidden-size", "0"], "hidden_size must be at least 1", "for a model from nothing, not 0"),
+    "no heads": fault(
+        None, [*TRAIN, "--encoder", "attention", "--heads", "0"], "heads must be at least 1", "not 0"),
+    "heads that do not divide": fault(None, [*TRAIN, "--heads", "3"], "a hidden size of 8", "3 heads"),
+    "no room for a word": fault(None, [*TRAIN, "--max-length", "1"], "max_length must leave room", "got 1"),
     "curves of an unknown kind": fault(None, ["report", "sst-full", "--curves", "c.doc"], "c.doc: ", ".svg or .png"),
     # -- devices and memory
     "no GPU": fault(

@@ -311,6 +311,8 @@ def make(**settings) -> Config:
             raise RecipeError(f"{key} must not be negative, not {getattr(config, key)}")
     if not 0 < config.rate_decay <= 1:
         raise RecipeError(f"rate_decay must be above 0 and at most 1, not {config.rate_decay}")
+    if config.task == "mlm" and not config.mask_rate > 0:
+        raise RecipeError("mask_rate must be above 0: with nothing hidden there is nothing to guess")
     if config.encoder != "bert" and config.init == "pretrained":
         raise RecipeError(f"encoder {config.encoder!r} has no pre-trained weights: choose --init random")
     for key in ("last_layer", "embedding_rows"):
@@ -318,7 +320,18 @@ def make(**settings) -> Config:
             raise RecipeError(f"{key} {getattr(config, key)!r} is for a BERT that classifies sentences: leave it at 'all'")
     if config.weights == "scratch" and config.init == "pretrained":
         raise RecipeError("weights 'scratch' are random: choose --init random, or another --model")
+    for key in own_sizes(config):
+        if getattr(config, key) < 1:
+            raise RecipeError(f"{key} must be at least 1 for a model from nothing, not {getattr(config, key)}")
     return config
+
+
+def own_sizes(config: Config) -> tuple:
+    """The sizes that a model takes from its configuration; one with weights of its own has them from there."""
+    vocabulary = ("vocab_size",) if config.weights == "scratch" else ()
+    if config.encoder == "bert":
+        return vocabulary and (*vocabulary, "hidden_size", "heads", "intermediate_size")
+    return (*vocabulary, "hidden_size", *(("heads",) if config.encoder == "attention" else ()))
 
 
 # ---- names that may be written down: no path of the machine -------------------------------------------------------
