@@ -126,6 +126,8 @@ def command_of(config: Config, arithmetic) -> str:
         parts.append(f"--model {source_name(config.weights)}")
     if config.data != plain.data:
         parts.append(f"--data {source_name(config.data)}")
+    if config.micro_batch:
+        parts.append(f"--micro-batch {config.micro_batch}")
     parts += [f"--precision {config.precision}", f"--device {arithmetic.device.type}", f"--seeds {config.seed}"]
     return " ".join(parts)
 
