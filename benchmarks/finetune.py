@@ -15,7 +15,7 @@ Then, for each batch size:
   steps   batch by batch in turn: a plain loop around Hugging Face's model, ours in float32 on the very same batches,
           and ours with all techniques, each of them switched off in turn.
   dev     evaluation: Hugging Face's model with the sentences as they come, ours sorted, and of very short sentences
-          more in a batch.
+          more in a batch; before the training above ("dev") and after it, in the same process ("dev after").
 
 A ratio is their time over ours, so more is faster: the median over runs or steps, with both quartiles. Every contender
 starts from the same weights, with the same dropout, weight decay, learning-rate schedule and fused AdamW. Warm-up steps
@@ -79,9 +79,12 @@ TARGETS = [
     ("everything, no clipping on either side, against Trainer",
      ("runs", "Trainer, no clipping", "ours bf16, rows, no clipping"), {8: 2.3, 32: 3.4}),
     ("bfloat16, against Trainer tuned", ("runs", "Trainer tuned", "ours bf16"), {8: 1.1, 32: 1.1}),
+    ("bfloat16 and occurring rows, against Trainer tuned", ("runs", "Trainer tuned", "ours bf16, rows"), {8: 1.1, 32: 1.1}),
     ("the same batches in float32, against a plain loop", ("steps", "plain loop", "ours fp32"), {8: 1.05, 32: 1.08}),
     ("evaluation in float32", ("dev", "Hugging Face", "ours fp32"), {8: 1.8, 32: 1.8}),
     ("evaluation in bfloat16", ("dev", "Hugging Face", "ours bf16"), {8: 4.5, 32: 4.5}),
+    ("evaluation in float32, after training", ("dev after", "Hugging Face", "ours fp32"), {8: 1.8, 32: 1.8}),
+    ("evaluation in bfloat16, after training", ("dev after", "Hugging Face", "ours bf16"), {8: 4.5, 32: 4.5}),
 ]
 
 
@@ -208,10 +211,29 @@ class PlainLoop:
 
 
 def trainer_run(setting, examples, batch_size, choice):
-    """One run of Hugging Face's Trainer over these examples. Returns (seconds, processor's seconds, its batches)."""
+    """One run of Hugging Face's Trainer over these examples. Returns (seconds, processor's seconds, its batches).
+
+    group_by_length sorts within 50 batches, but in a short run within a quarter of it, which is more padding than a whole
+    epoch has. A short run must not be charged for being short, so the sampler gets its 50 batches here too.
+    """
     import transformers
+    from transformers.trainer_pt_utils import get_length_grouped_indices
 
     seen, marks = [], []
+
+    class ByLength(torch.utils.data.Sampler):
+        def __len__(self):
+            return len(examples)
+
+        def __iter__(self):
+            lengths = [len(setting.ids[i]) for i in examples]
+            return iter(get_length_grouped_indices(lengths, batch_size, mega_batch_mult=50))
+
+    class WholeEpoch(transformers.Trainer):
+        def _get_train_sampler(self, *args, **kwargs):
+            if self.args.train_sampling_strategy == "group_by_length":
+                return ByLength()
+            return super()._get_train_sampler(*args, **kwargs)
 
     def pad_batch(rows):
         seen.append([row["index"] for row in rows])
@@ -231,8 +253,8 @@ def trainer_run(setting, examples, batch_size, choice):
             weight_decay=DECAY, warmup_steps=WARMUP, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
             remove_unused_columns=False, logging_strategy="no", seed=0, **choice,
         )  # fmt: skip
-        trainer = transformers.Trainer(model=hugging_face(setting), args=arguments, train_dataset=rows,
-                                       data_collator=pad_batch, callbacks=[Clock()])  # fmt: skip
+        trainer = WholeEpoch(model=hugging_face(setting), args=arguments, train_dataset=rows,
+                             data_collator=pad_batch, callbacks=[Clock()])  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     (began, cpu_began), (ended, cpu_ended) = marks[0], marks[-1]
@@ -457,9 +479,9 @@ def where_time_goes(setting, batch_size, choice, batch_list):
     return found
 
 
-def measure(data="builtin", weights="minilm", steps=25, batch_sizes=(8, 32), runs=4, dev_sentences=400, note="",
+def measure(data="builtin", weights="minilm", steps=(25, 15), batch_sizes=(8, 32), runs=4, dev_sentences=400, note="",
             say=print):
-    """The whole benchmark as one dictionary: what `--out` writes."""
+    """The whole benchmark as one dictionary: what `--out` writes. `steps`: of a run, for each batch size."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -471,9 +493,9 @@ def measure(data="builtin", weights="minilm", steps=25, batch_sizes=(8, 32), run
         f"dev accuracy within the spread: {passed['dev accuracy within the spread']}")
     peak = {"fp32": peak_flops(torch.float32), "bf16": peak_flops(torch.bfloat16)}
     result = {
-        "command": f"python -m benchmarks.finetune --data {recipes.source_name(data)} --steps {steps} "
+        "command": f"python -m benchmarks.finetune --data {recipes.source_name(data)} --steps {','.join(map(str, steps))} "
                    f"--batch-sizes {','.join(map(str, batch_sizes))}",
-        "note": note, "data": recipes.source_name(data), "weights": recipes.source_name(weights), "steps": steps,
+        "note": note, "data": recipes.source_name(data), "weights": recipes.source_name(weights), "steps": list(steps),
         "runs": runs, "dev_sentences": dev_sentences,
         "rows": {"table": len(setting.checkpoint["bert.embeddings.word_embeddings.weight"]),
                  "occurring": len(set().union(*setting.ids))},
@@ -482,18 +504,20 @@ def measure(data="builtin", weights="minilm", steps=25, batch_sizes=(8, 32), run
         "peak_flops": peak,
         "versions": records.versions(), "load_before": load, "batch_sizes": {},
     }  # fmt: skip
-    for size in batch_sizes:
-        meters = {"runs": measure_runs(setting, size, steps, runs, say),
-                  "steps": measure_steps(setting, size, steps, say),
-                  "dev": measure_dev(setting, size, dev_sentences, runs, say)}
+    alone = {size: measure_dev(setting, size, dev_sentences, runs, say) for size in batch_sizes}   # before all training
+    for size, count in zip(batch_sizes, steps, strict=True):
+        meters = {"dev": alone[size],
+                  "runs": measure_runs(setting, size, count, runs, say),
+                  "steps": measure_steps(setting, size, count, say),
+                  "dev after": measure_dev(setting, size, dev_sentences, runs, say)}
         speeds = {part: {name: summary(meter, peak[meter.precision]) for name, meter in of_part.items()}
                   for part, of_part in meters.items()}
         pairs = [("runs", "Trainer", b) for b in TRAINERS if b != "Trainer"]
         pairs += [("runs", a, b) for a in TRAINERS for b in RUNS]
         pairs += [("steps", "plain loop", "ours fp32"), ("steps", "plain loop", "everything")]
         pairs += [("steps", f"without {name}", "everything") for name in WITHOUT]
-        pairs += [("dev", "Hugging Face", name) for name in ("ours fp32", "ours bf16")]
-        order = order_of(setting, window(setting, 1, min(10, steps) * size), size, 50, 0)
+        pairs += [(part, "Hugging Face", name) for part in ("dev", "dev after") for name in ("ours fp32", "ours bf16")]
+        order = order_of(setting, window(setting, 1, min(10, count) * size), size, 50, 0)
         result["batch_sizes"][str(size)] = {
             "speeds": speeds,
             "ratios": [{"part": part, "theirs": a, "ours": b,
@@ -529,13 +553,13 @@ def report(result):
     for size, entry in result["batch_sizes"].items():
         lines.append(f"\nbatch {size}: examples/s, real tokens/s, padding, utilisation on real tokens")
         for part, speeds in entry["speeds"].items():
-            lines += [f"  {part:6}{name:34}{s['examples_per_second']:7.1f} {s['tokens_per_second']:8.0f} "
+            lines += [f"  {part:10}{name:34}{s['examples_per_second']:7.1f} {s['tokens_per_second']:8.0f} "
                       f"{s['padding']:6.1%} {s['utilisation']:6.1%}" for name, s in speeds.items()]
         lines.append("  ratios: theirs over ours, the median [quartiles], in the processor's time")
         for r in entry["ratios"]:
             spread = f"[{r['low']:.2f}, {r['high']:.2f}]" if r["low"] else "(over the whole)"
             pair = r["theirs"] + " / " + r["ours"]
-            lines.append(f"  {r['part']:6}{pair:58}{r['median']:5.2f} {spread} {r['cpu']:5.2f}")
+            lines.append(f"  {r['part']:10}{pair:58}{r['median']:5.2f} {spread} {r['cpu']:5.2f}")
     lines.append("\ntargets")
     lines += [f"  {row['name']}, batch {row['batch_size']}: {row['median']:.2f}, at least {row['target']}: "
               f"{'reached' if row['median'] >= row['target'] else 'missed'}" for row in result["targets"]]
@@ -547,7 +571,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="builtin", help="builtin, or a directory in the course's format")
     parser.add_argument("--weights", default="minilm")
-    parser.add_argument("--steps", type=int, default=25, help="timed steps a run (25)")
+    parser.add_argument("--steps", default="25,15", help="timed steps of a run, for each batch size (25,15)")
     parser.add_argument("--batch-sizes", default="8,32", help="with commas between them (8,32)")
     parser.add_argument("--runs", type=int, default=4, help="runs of each contender (4)")
     parser.add_argument("--threads", type=int, default=1, help="more than 1 is refused on a busy machine (1)")
@@ -560,8 +584,13 @@ def main():
                      "threads wait for each other; use --threads 1, or wait")
     torch.set_num_threads(options.threads)
     sizes = [int(size) for size in options.batch_sizes.split(",")]
-    small = dict(steps=3, batch_sizes=sizes[:1], runs=2, dev_sentences=32) if options.quick else \
-        dict(steps=options.steps, batch_sizes=sizes, runs=options.runs)
+    steps = [int(count) for count in options.steps.split(",")]
+    if len(steps) == 1:
+        steps *= len(sizes)
+    if len(steps) != len(sizes):
+        parser.error(f"{len(steps)} numbers of steps for {len(sizes)} batch sizes")
+    small = dict(steps=[3], batch_sizes=sizes[:1], runs=2, dev_sentences=32) if options.quick else \
+        dict(steps=steps, batch_sizes=sizes, runs=options.runs)
     result = measure(options.data, options.weights, note=options.note, **small)
     print(report(result))
     if options.out:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_nothing_is_timed_when_the_contenders_differ(setting, tmp_path, monkeypa
 def test_it_measures_every_contender_on_the_same_sentences_and_judges_every_target(weights):
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
-    result = finetune.measure("builtin", weights, steps=2, batch_sizes=(8,), runs=2, dev_sentences=12,
+    result = finetune.measure("builtin", weights, steps=(2,), batch_sizes=(8,), runs=2, dev_sentences=12,
                               say=lambda line: None)
     entry = json.loads(json.dumps(result))["batch_sizes"]["8"]             # it can be written down
     assert set(entry["speeds"]["runs"]) == {*finetune.TRAINERS, *finetune.RUNS}
@@ -99,3 +100,14 @@ def test_several_threads_are_refused_on_a_busy_machine(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         finetune.main()
     assert "the machine is busy (load 1.7)" in capsys.readouterr().err
+
+
+def test_the_recorded_measurement_passed_its_gates_and_is_judged_by_today_s_targets():
+    result = json.loads((Path(__file__).parents[1] / "book/benchmarks/finetune.json").read_text(encoding="utf-8"))
+    assert result["gates"]["logits"] <= 1e-6 and result["gates"]["losses"] <= 1e-5
+    assert result["gates"]["dev accuracy within the spread"] is not False
+    assert result["targets"] == finetune.judge(result)                     # as measured, against the targets of the code
+    assert len(result["targets"]) == 2 * len(finetune.TARGETS) and result["note"]
+    for size, entry in result["batch_sizes"].items():
+        for part in entry["speeds"].values():
+            assert len({round(s["examples_per_second"] * s["seconds"]) for s in part.values()}) == 1    # the same sentences
