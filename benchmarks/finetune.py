@@ -32,6 +32,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -79,7 +80,8 @@ TARGETS = [
     ("everything, no clipping on either side, against Trainer",
      ("runs", "Trainer, no clipping", "ours bf16, rows, no clipping"), {8: 2.3, 32: 3.4}),
     ("bfloat16, against Trainer tuned", ("runs", "Trainer tuned", "ours bf16"), {8: 1.1, 32: 1.1}),
-    ("bfloat16 and occurring rows, against Trainer tuned", ("runs", "Trainer tuned", "ours bf16, rows"), {8: 1.1, 32: 1.1}),
+    ("bfloat16 and occurring rows, against Trainer tuned",
+     ("runs", "Trainer tuned", "ours bf16, rows"), {8: 1.1, 32: 1.1}),
     ("the same batches in float32, against a plain loop", ("steps", "plain loop", "ours fp32"), {8: 1.05, 32: 1.08}),
     ("evaluation in float32", ("dev", "Hugging Face", "ours fp32"), {8: 1.8, 32: 1.8}),
     ("evaluation in bfloat16", ("dev", "Hugging Face", "ours bf16"), {8: 4.5, 32: 4.5}),
@@ -213,8 +215,8 @@ class PlainLoop:
 def trainer_run(setting, examples, batch_size, choice):
     """One run of Hugging Face's Trainer over these examples. Returns (seconds, processor's seconds, its batches).
 
-    group_by_length sorts within 50 batches, but in a short run within a quarter of it, which is more padding than a whole
-    epoch has. A short run must not be charged for being short, so the sampler gets its 50 batches here too.
+    group_by_length sorts within 50 batches, but in a short run within a quarter of it, which is more padding than a
+    whole epoch has. A short run must not be charged for being short, so the sampler gets its 50 batches here too.
     """
     import transformers
     from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -493,8 +495,8 @@ def measure(data="builtin", weights="minilm", steps=(25, 15), batch_sizes=(8, 32
         f"dev accuracy within the spread: {passed['dev accuracy within the spread']}")
     peak = {"fp32": peak_flops(torch.float32), "bf16": peak_flops(torch.bfloat16)}
     result = {
-        "command": f"python -m benchmarks.finetune --data {recipes.source_name(data)} --steps {','.join(map(str, steps))} "
-                   f"--batch-sizes {','.join(map(str, batch_sizes))}",
+        "command": f"python -m benchmarks.finetune --data {recipes.source_name(data)} "
+                   f"--steps {','.join(map(str, steps))} --batch-sizes {','.join(map(str, batch_sizes))}",
         "note": note, "data": recipes.source_name(data), "weights": recipes.source_name(weights), "steps": list(steps),
         "runs": runs, "dev_sentences": dev_sentences,
         "rows": {"table": len(setting.checkpoint["bert.embeddings.word_embeddings.weight"]),
@@ -502,7 +504,8 @@ def measure(data="builtin", weights="minilm", steps=(25, 15), batch_sizes=(8, 32
         "threads": torch.get_num_threads(), "cores": os.cpu_count(), "device": device.describe(torch.device("cpu")),
         "system": platform.system(), "malloc": os.environ.get("GLIBC_TUNABLES", ""), "gates": passed,
         "peak_flops": peak,
-        "versions": records.versions(), "load_before": load, "batch_sizes": {},
+        "versions": records.versions() | {name: metadata.version(name) for name in ("transformers", "accelerate")},
+        "load_before": load, "batch_sizes": {},
     }  # fmt: skip
     alone = {size: measure_dev(setting, size, dev_sentences, runs, say) for size in batch_sizes}   # before all training
     for size, count in zip(batch_sizes, steps, strict=True):
