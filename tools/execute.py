@@ -6,8 +6,10 @@ is saved only when all its cells ran; the first cell that fails is shown and the
 """
 
 import argparse
+import configparser
 import copy
 import os
+import re
 import sys
 import tempfile
 import time
@@ -84,6 +86,17 @@ def working_directory(path, empty):
     return empty if path.parent.name == "solutions" else path.parent
 
 
+def sanitised(text):
+    """An output without what may differ between two machines: the rules of tests/nbval.cfg, which nbval applies too."""
+    if not isinstance(text, str):
+        return text
+    rules = configparser.ConfigParser()
+    rules.read(env.ROOT / "tests" / "nbval.cfg", encoding="utf-8")
+    for rule in rules.sections():
+        text = re.sub(rules[rule]["regex"], rules[rule]["replace"], text)
+    return text
+
+
 def comparable(notebook):
     """What must not differ between two runs: all but counts and bitmaps (trained curves are not equal to the bit)."""
     cells = []
@@ -93,7 +106,8 @@ def comparable(notebook):
             for output in cell.outputs:
                 output = {key: value for key, value in output.items() if key not in ("execution_count", "metadata")}
                 if "data" in output:
-                    output["data"] = {k: v for k, v in output["data"].items() if k not in ("image/png", "image/jpeg")}
+                    output["data"] = {k: sanitised(v) for k, v in output["data"].items()
+                                      if k not in ("image/png", "image/jpeg")}
                 outputs.append(output)
             cells.append(outputs)
     return cells
