@@ -40,7 +40,7 @@ def full(extra):
     stored = [str(path.relative_to(env.ROOT)) for path in notebooks()]
     # loadfile: the cells of a notebook share one kernel, so they must run in one process and in order.
     return pytest("--dist", "loadfile", "--nbval", "--nbval-cell-timeout=600",
-                  "--nbval-sanitize-with=tests/nbval.cfg", "tests", *stored, *extra)
+                  f"--nbval-sanitize-with={env.ROOT / 'tests' / 'nbval.cfg'}", "tests", *stored, *extra)
 
 
 def fast(extra):
