@@ -122,8 +122,10 @@ def main():
         recorded(options.recipe, options.data, options.seeds)          # said before hours are spent, not after
     result = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     settings = {key: value for key, value in recipes.public(config).items() if key not in ("seed", "size")}
-    if result and result["config"] != settings:
-        raise SystemExit(f"{options.out}: holds a comparison with other settings; move it away, or name another --out")
+    changed = recipes.differences(result["config"], settings) if result else []
+    if changed:
+        raise SystemExit(f"{options.out}: holds a comparison with other settings ({'; '.join(changed)}); "
+                         "move it away, or name another --out")
     runs = result.get("hugging_face_runs", {})
     for seed in options.seeds:
         if str(seed) not in runs:

@@ -29,3 +29,26 @@ def test_a_missing_record_is_named_before_any_training(tmp_path, monkeypatch):
     monkeypatch.setenv("MINBERT_RESULTS", str(tmp_path))
     with pytest.raises(SystemExit, match="minbert run sst-batch-32 .* --seeds 3"):
         agreement.recorded("sst-batch-32", "hub", [3])
+
+
+def test_seeds_that_are_there_are_not_trained_again_and_other_settings_are_refused(tmp_path, monkeypatch):
+    import json
+    import sys
+
+    trained = []
+    monkeypatch.setattr(agreement, "hugging_face_run", lambda config, seed: trained.append(seed) or [0.4, 0.5])
+    out = tmp_path / "agreement.json"
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", ["agreement", "--data", "builtin", "--out", str(out), "--train-only", *more])
+        agreement.main()
+
+    run("--seeds", "0", "1")
+    run("--seeds", "0", "1", "2")
+    assert trained == [0, 1, 2]
+    result = json.loads(out.read_text())
+    del result["config"]["rates"]                    # written before that setting was there: its default is meant
+    out.write_text(json.dumps(result))
+    run("--seeds", "0", "1", "2")
+    with pytest.raises(SystemExit, match="recipe|lr|batch_size: 32 → 8"):
+        run("--seeds", "0", "1", "--recipe", "sst-full")
