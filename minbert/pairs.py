@@ -311,18 +311,20 @@ OBJECTIVES = {
     "paraphrase": {"ce2": 2, "bce": 1},
     "similarity": {"classes": 6, "mse": 1, "huber": 1, "cosine": 1},
 }
-# Which objectives each head can serve.
+WIDTH = {name: count for known in OBJECTIVES.values() for name, count in known.items()}
+# Which objectives each head can serve: a cosine has a map of its own to classes, a free head can learn any number.
+FREE = ("ce2", "bce", "classes", "mse", "huber")
 HEADS = {
-    "joined": ("ce2", "bce", "classes", "mse", "huber"),
-    "joined-deep": ("ce2", "bce", "classes", "mse", "huber"),
+    "joined": FREE,
+    "joined-deep": FREE,
     "cosine-fixed": ("ce2", "classes"),
     "cosine-learned": ("ce2", "classes"),
     "cosine": ("cosine",),
-    "vector": ("ce2", "bce", "classes", "mse", "huber"),
-    "additive": ("ce2", "bce", "classes", "mse", "huber"),
-    "cross-printed": ("ce2", "bce", "classes", "mse", "huber"),
-    "cross-standard": ("ce2", "bce", "classes", "mse", "huber"),
-    "cross-both": ("ce2", "bce", "classes", "mse", "huber"),
+    "vector": FREE,
+    "additive": FREE,
+    "cross-printed": FREE,
+    "cross-standard": FREE,
+    "cross-both": FREE,
 }
 
 
@@ -380,11 +382,10 @@ def pair_loss(objective, outputs, labels, delta=1.0):
     Raises:
         ValueError: unknown objective, or outputs of another width: broadcasting would hide that.
     """
-    width = {name: count for known in OBJECTIVES.values() for name, count in known.items()}
-    if objective not in width:
-        raise ValueError(f"objective {objective!r} is none of {', '.join(width)}")
-    if outputs.shape != (len(labels), width[objective]):
-        raise ValueError(f"{objective} needs outputs of shape {(len(labels), width[objective])}, not {tuple(outputs.shape)}")
+    if objective not in WIDTH:
+        raise ValueError(f"objective {objective!r} is none of {', '.join(WIDTH)}")
+    if outputs.shape != (len(labels), WIDTH[objective]):
+        raise ValueError(f"{objective} needs outputs of shape {(len(labels), WIDTH[objective])}, not {tuple(outputs.shape)}")
     outputs, labels = outputs.float() if outputs.dtype != torch.float64 else outputs, labels.to(outputs.device)
     if objective == "ce2":
         return F.cross_entropy(outputs, labels.long())
