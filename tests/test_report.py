@@ -144,6 +144,30 @@ def test_curves_show_the_means_of_the_recorded_seeds(root):
     plt.close(figure)
 
 
+def test_runs_of_one_epoch_have_a_row_each_with_a_marker_a_seed(root):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    for name, seed, accuracy in (("optimizer-adamw", 0, 0.4), ("optimizer-adamw", 1, 0.5), ("optimizer-course", 0, 0.3)):
+        record = made_up(name, seed, accuracy)
+        record["best"] = record["epochs"][0]
+        records.write({**record, "epochs": record["epochs"][:1]}, root)
+    figure = report.curves(["optimizer-adamw", "optimizer-course"], root)
+    left, right = figure.axes
+    assert [text.get_text() for text in right.get_yticklabels()] == ["optimizer-adamw", "optimizer-course"]
+    drawn = {line.get_markerfacecolor() != "none": [] for line in right.get_lines()}
+    for line in right.get_lines():
+        drawn[line.get_markerfacecolor() != "none"] += zip(line.get_xdata(), line.get_ydata())
+    rounded = {filled: sorted((round(float(x), 9), y) for x, y in points) for filled, points in drawn.items()}
+    assert rounded == {True: [(0.28, 1), (0.38, 0), (0.48, 0)],                            # dev, filled: every seed
+                       False: [(0.3, 1), (0.4, 0), (0.5, 0)]}                              # train, hollow
+    look = [(line.get_color(), line.get_marker()) for line in left.get_lines()]
+    assert look == [(line.get_color(), line.get_marker()) for line in right.get_lines()[::2]] and len(set(look)) == 2
+    plt.close(figure)
+
+    figure = report.curves(["optimizer-adamw", "sst-full"], root)                          # one with more: lines, by epoch
+    assert figure.axes[1].get_xlabel() == "epoch" and figure.axes[0].get_legend() is not None
+    plt.close(figure)
+
+
 def test_curves_of_nothing_are_a_gap(tmp_path):
     assert "none of these experiments has a record" in report.save_curves(["sst-full"], tmp_path / "c.svg", tmp_path)
     assert not (tmp_path / "c.svg").exists()

@@ -187,7 +187,9 @@ def curves(recipes=None, root=None):
     """A matplotlib figure: training loss by step on the left, accuracy by epoch (dev solid, train dotted) on the right.
 
     Each experiment has a colour and a marker of its own.  A line is the mean over its seeds; the band reaches from the
-    lowest to the highest seed.  What was not run is not drawn.  End the cell with `plt.show()`.
+    lowest to the highest seed.  Where no run has a second epoch there is no line to draw on the right: each experiment
+    has a row there, with a marker a seed (dev filled, train hollow), and the rows stand for a legend.  What was not run is not drawn.  End the cell with
+    `plt.show()`.
     """
     import matplotlib.pyplot as plt
 
@@ -217,18 +219,29 @@ def _draw(rows, left, right) -> None:
 
     markers = "osD^vPX"                              # one more than there are colours: the pairs repeat late
     crowded = len(rows) > len(COLOURS)
+    one_epoch = bool(rows) and all(len(record["epochs"]) == 1 for group in rows for record in group.records)
+    marked = crowded or one_epoch
+    names = []                                       # in the order of the rows
     for number, group in enumerate(rows):
         colour, marker = COLOURS[number % len(COLOURS)], markers[number % len(markers)]
         name = group.recipe if len({r.size + r.model + r.data + r.precision for r in rows if r.recipe == group.recipe}) == 1 \
             else f"{group.recipe} ({group.size}, {group.model}, {group.data}, {group.precision})"
+        names.append(name)
 
         losses = [record["curve"]["loss"] for record in group.records]
         losses = np.array([line[:min(map(len, losses))] for line in losses])            # (seeds, points)
         steps = (np.arange(losses.shape[1]) + 1) * group.records[0]["curve"]["every"]
+        every = max(2, len(steps) // 6)              # neighbours' markers begin at other steps: equal lines show both
         left.plot(steps, losses.mean(axis=0), color=colour, label=name, linewidth=1.2,
-                  **({"marker": marker, "markersize": 4, "markevery": max(1, len(steps) // 6)} if crowded else {}))
+                  **({"marker": marker, "markersize": 4, "markevery": (number % every, every)} if marked else {}))
         left.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
+        if one_epoch:
+            for part, fill, size in (("train", "none", 6), ("dev", colour, 5)):
+                scores = [record["epochs"][0][part]["accuracy"] for record in group.records]
+                right.plot(scores, [number] * len(scores), marker, color=colour, markerfacecolor=fill, markersize=size,
+                           clip_on=False)
+            continue
         for part, style in (("dev", "-"), ("train", ":")):
             scores = [[epoch[part]["accuracy"] for epoch in record["epochs"]] for record in group.records]
             scores = np.array([line[:min(map(len, scores))] for line in scores])        # (seeds, epochs)
@@ -237,8 +250,15 @@ def _draw(rows, left, right) -> None:
             right.fill_between(epochs, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, linewidth=0)
             right.set_xticks(range(1, max(len(epochs), int(right.get_xlim()[1])) + 1))
     left.set(xlabel="step", ylabel="training loss")
-    right.set(xlabel="epoch", ylabel="accuracy", title="dev solid, train dotted")
-    if rows:
+    if one_epoch:
+        right.set(xlabel="accuracy after the only epoch", title="dev filled, train hollow", ylim=(len(rows) - 0.5, -0.5))
+        right.set_yticks(range(len(rows)), names, fontsize=8)
+        right.grid(True, axis="both")
+    else:
+        right.set(xlabel="epoch", ylabel="accuracy", title="dev solid, train dotted")
+    if one_epoch:
+        left.set_title("colours and markers as on the right")
+    elif rows:
         left.legend(fontsize=7 if crowded else 9)
     else:
         left.set_title("no record")
