@@ -121,7 +121,7 @@ def find_task(name):
     """
     if name in TASKS:
         return TASKS[name]
-    raise DataError(name, "no such task", f"{_nearest(name, TASKS)}the tasks are {', '.join(TASKS)}")
+    raise DataError(name, "no such task", f"{did_you_mean(name, TASKS)}the tasks are {', '.join(TASKS)}")
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def find_data(source):
     if directory.exists():
         raise DataError(source, "this is a file, and a directory is needed", f"name the directory that holds {needed}")
     neighbours = _names(directory.parent, directories=True)
-    hint = _nearest(str(source), ("builtin", "hub")) or _nearest(directory.name, neighbours)
+    hint = did_you_mean(str(source), ("builtin", "hub")) or did_you_mean(directory.name, neighbours)
     raise DataError(source, "no such directory", f"{hint}give builtin, hub, or a directory with {needed}")
 
 
@@ -184,7 +184,7 @@ def load_task(task, split, source="builtin"):
     if source.name == "hub":
         return load_hub(spec.name, split)
 
-    path = _find_file(source, spec.file, split)
+    path = find_file(source, spec.file, split)
     table = read_table(path, (spec.text_column, spec.label_column), optional=("id",))
     texts, labels, ids, notes = [], [], [], list(table.notes)
     first_line = {}  # id -> the line on which it was first seen
@@ -228,7 +228,7 @@ def load_hub(task, split, path=None, data_files=None):
     """
     spec = find_task(task)
     if split not in SPLITS:
-        raise DataError("hub", f"no split {split}", f"{_nearest(split, SPLITS)}the splits are {', '.join(SPLITS)}")
+        raise DataError("hub", f"no split {split}", f"{did_you_mean(split, SPLITS)}the splits are {', '.join(SPLITS)}")
     instead = "go on without it by --data builtin, or by --data and a directory in the course's format"
     if path is None and spec.hub is None:
         raise DataError("hub", f"the task {task} is not on the hub", f"use --data and a directory with "
@@ -401,8 +401,11 @@ def _check_label(value, task, where):
     return int(number)
 
 
-def _find_file(source, pattern, split):
-    """Return the path of a split's file, or say what there is instead."""
+def find_file(source, pattern, split):
+    """Return the path of a split's file in a source's directory.
+
+    pattern: its name with "{split}" in it.  Raises DataError, which says what there is instead.
+    """
     path = source.directory / pattern.format(split=split)
     if path.is_file():
         return path
@@ -413,7 +416,7 @@ def _find_file(source, pattern, split):
     others = [name for name in present if family.match(name)]
     if others:
         raise DataError(path, "no such file", f"of this task there is {', '.join(others)}")
-    hint = _nearest(path.name, present)
+    hint = did_you_mean(path.name, present)
     if source.name == "builtin":
         raise DataError(path.name, "the built-in data has no such file", f"{hint}name a directory that holds it by --data")
     raise DataError(path, "no such file", f"{hint}put it there, name another directory, or use --data builtin")
@@ -427,7 +430,7 @@ def _names(directory, directories=False):
         return []
 
 
-def _nearest(name, candidates):
+def did_you_mean(name, candidates):
     """Return "did you mean …? " for the candidate most like `name`, or an empty string."""
     close = difflib.get_close_matches(str(name), list(candidates), n=1)
     return f"did you mean {close[0]}? " if close else ""

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from minbert.run.data import DataError, _find_file, _nearest, find_data, read_table
+from minbert.run.data import DataError, did_you_mean, find_data, find_file, read_table
 from minbert.squad import Question
 
 
@@ -71,12 +71,12 @@ def load_pairs(task, split, source="builtin", limit=0):
         DataError: the data is missing, or any row of it is malformed.
     """
     if task not in PAIR_TASKS:
-        raise DataError(task, "no such pair task", f"{_nearest(task, PAIR_TASKS)}there are {', '.join(PAIR_TASKS)}")
+        raise DataError(task, "no such pair task", f"{did_you_mean(task, PAIR_TASKS)}there are {', '.join(PAIR_TASKS)}")
     spec, source = PAIR_TASKS[task], find_data(source)
     if source.directory is None:
         raise DataError("hub", f"the task {task} is not read from the hub", "use --data builtin, or --data and a directory "
                         f"with {spec.file.format(split=split)}")
-    path = _find_file(source, spec.file, split)
+    path = find_file(source, spec.file, split)
     table = read_table(path, ("sentence1", "sentence2", spec.label_column), optional=("id",))
     rows = []
     for line, row in table.rows:
@@ -133,7 +133,7 @@ def load_squad(split, source="builtin"):
     if source.directory is None:
         raise DataError("hub", "SQuAD is not read from the hub", "use --data builtin, or --data and a directory with "
                         f"squad-{split}-v2.0.json")
-    return read_squad(_find_file(source, "squad-{split}-v2.0.json", split))
+    return read_squad(find_file(source, "squad-{split}-v2.0.json", split))
 
 
 def read_squad(path):
