@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -294,6 +295,19 @@ def test_the_queue_holds_every_recipe_and_data_and_model_stand_in_where_they_fit
     assert found["small-bert-pretrained"] == ("run:masked-language-model", "course")
 
 
+def test_the_queue_never_mixes_the_data_of_a_run_and_of_the_run_it_starts_from(capsys):
+    assert minbert("run", "--all", "--device", "cpu") == 1
+    out, error = capsys.readouterr()
+    assert re.fullmatch(r"minbert: --all needs --data here: without it masked-language-model learns from builtin, and "
+                        r"small-bert-\w+, which starts from its weights, asks for hub\. Give --data and a directory with the "
+                        r"course's files, or --data builtin\n", error), error
+    assert out == "" and not os.path.exists("runs")
+    for more in (["--data", "builtin"], ["--size", "smoke"]):
+        configs = cli.all_configs(cli.make_parser().parse_args(["run", "--all", *more]))
+        data = {config.recipe: config.data for config in configs}
+        assert all(data[r.needs] == data[r.name] for r in recipes.RECIPES.values() if r.needs)
+
+
 def test_everything_is_looked_at_before_the_first_minute_is_spent(capsys):
     assert minbert("run", "first-finetune", "sst-ful", "--size", "smoke", "--device", "cpu") == 1
     assert "did you mean sst-full?" in capsys.readouterr().err and not os.path.exists("runs")
@@ -415,7 +429,16 @@ def test_report_on_records(tmp_path, capsys):
 def test_a_wrong_command_line_is_explained(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         minbert(*arguments)
-    assert stop.value.code == 2 and "usage: minbert" in capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    assert re.fullmatch(r"minbert: .+ \('minbert( run| train)? --help' says what it takes\)\n", error), error
+
+
+def test_a_wrong_option_is_named_with_the_help_of_its_command(capsys):
+    with pytest.raises(SystemExit):
+        minbert("train", "--lr", "much")
+    assert capsys.readouterr().err == ("minbert: argument --lr: 'much' is not a number such as 0.1 or 3e-5 "
+                                       "('minbert train --help' says what it takes)\n")
 
 
 def test_debug_shows_the_whole_story():

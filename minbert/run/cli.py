@@ -70,6 +70,13 @@ first steps:
 """
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that tells a wrong command line as every other error is told: in one line."""
+
+    def error(self, message):
+        self.exit(2, f"minbert: {message} ('{self.prog} --help' says what it takes)\n")
+
+
 class UserError(Exception):
     """Something the reader can mend; the message is one line."""
 
@@ -257,6 +264,13 @@ def all_configs(options) -> list:
         for seed in options.seeds or recipes.RECIPES[name].seeds:
             configs.append(recipes.resolve(name, options.size, weights=model, data=data, seed=seed,
                                            precision=options.precision, micro_batch=options.micro_batch))
+    data = {config.recipe: config.data for config in configs}
+    for config in configs:
+        needed = recipes.RECIPES[config.recipe].needs
+        if needed and data[needed] != config.data:   # else the pre-training would be missed an hour later
+            raise UserError(f"--all needs --data here: without it {needed} learns from {data[needed]}, and {config.recipe}, which "
+                            f"starts from its weights, asks for {config.data}. Give --data and a directory with the course's "
+                            "files, or --data builtin")
     return configs
 
 
@@ -535,9 +549,9 @@ def command_doctor(options) -> int:
 
 # ---- options -----------------------------------------------------------------------------------------------------
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OneLineParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="minbert", description="minBERT, the book: train, look at and use a small BERT.", epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"minbert {__version__}")
