@@ -136,6 +136,8 @@ def _best_windows(begins, lengths, pieces):
     """(pieces,): for each piece, the window that shows it with the most context: the largest
     min(left, right) + .01 · length (released code of BERT)."""
     best, score = np.zeros(pieces, dtype=np.int64), np.full(pieces, -np.inf)
+    if len(begins) == 1:  # nothing to compare: most passages fit in one window
+        return best
     for w, (begin, length) in enumerate(zip(begins, lengths)):
         left = np.arange(length)
         here = np.minimum(left, length - 1 - left) + 0.01 * length
@@ -162,6 +164,14 @@ class SpanExtractor(nn.Module):
         self.head = nn.Linear(encoder.hidden_size, 2)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        self.frozen = []  # filled by `minbert.classify.freeze`
+
+    def train(self, mode=True):
+        """As in every module; but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def forward(self, input_ids, attention_mask, token_type_ids):
         """(B, T) each to start and end scores, (B, T) each. Padding has the lowest number there is, so that it takes no
@@ -201,6 +211,12 @@ class Answer:
         """null − score: above a threshold τ, the question counts as unanswerable."""
         return self.null - self.score
 
+    @property
+    def none_probability(self):
+        """The softmax over the null score and the scores of the best spans, for null: from 0 to 1."""
+        scores = np.array([self.null, self.score, *(score for _, _, score in self.others)])
+        return float(np.exp(scores[0] - scores.max()) / np.exp(scores - scores.max()).sum())
+
 
 def best_spans(start, end, allowed, n_best=20, max_answer=30):
     """The best spans of a window, over all of them.
@@ -232,6 +248,43 @@ def best_spans(start, end, allowed, n_best=20, max_answer=30):
     return [(float(flat[i]), int(i % size), int(i % size + i // size)) for i in order if flat[i] > -np.inf]
 
 
+def best_spans_of_many(start, end, can_start, can_end, n_best=20, max_answer=30):
+    """`best_spans` for W windows at once, without looking at every span.
+
+    The best spans begin at the starts whose best span is best. So the best end of every start is found first (a maximum
+    over a sliding window, by doubling its width), and only the n_best best starts are tried with all their ends.
+
+    Args:
+        start, end: (W, T) scores; can_start, can_end: (W, T) bool, False for padding.
+        n_best, max_answer: as there.
+
+    Returns:
+        scores, starts and ends, (W, n) each with n ≤ n_best, the best first, in the order of `best_spans`. Where there are
+        fewer spans than n the score is -inf.
+    """
+    windows, size = start.shape
+    first = np.where(can_start, start, -np.inf)  # (W, T)
+    last = np.full((windows, size + max_answer - 1), -np.inf, dtype=end.dtype)
+    last[:, :size] = np.where(can_end, end, -np.inf)
+    best_end, width = last, 1  # best_end[:, i]: the maximum of `width` ends from i on
+    while width < max_answer:
+        step = min(width, max_answer - width)
+        best_end = np.maximum(best_end[:, : best_end.shape[1] - step], best_end[:, step:])
+        width += step
+    tried = min(n_best, size)
+    starts = np.argpartition(-(first + best_end), tried - 1, axis=1)[:, :tried]  # (W, tried)
+    lengths = np.arange(max_answer)
+    ends = starts[:, :, None] + lengths  # (W, tried, max_answer)
+    row = np.arange(windows)[:, None]
+    total = (first[row, starts][:, :, None] + last[row[:, :, None], ends]).reshape(windows, -1)
+    n = min(n_best, total.shape[1])
+    order = np.argpartition(-total, n - 1, axis=1)[:, :n]  # (W, n)
+    score, begin, length = total[row, order], starts[row, order // max_answer], order % max_answer
+    order = np.lexsort((begin, length, -score), axis=1)  # of equals the shorter, then the earlier
+    begin = begin[row, order]
+    return score[row, order], begin, begin + length[row, order]
+
+
 def decode(questions, windows, start_scores, end_scores, n_best=20, max_answer=30, max_context=True):
     """The answer to every question, from the scores of its windows.
 
@@ -244,27 +297,56 @@ def decode(questions, windows, start_scores, end_scores, n_best=20, max_answer=3
 
     Returns:
         a list of `Answer`, one a question. Where nothing can be said, the text is empty and the score -inf.
+
+    Raises:
+        ValueError: there are not as many scores as windows.
     """
+    if not len(windows) == len(start_scores) == len(end_scores):
+        raise ValueError(f"{len(start_scores)} start and {len(end_scores)} end scores for {len(windows)} windows")
     null = [float("inf")] * len(questions)
     found = [[] for _ in questions]
-    for window, start, end in zip(windows, start_scores, end_scores, strict=True):
-        null[window.question] = min(null[window.question], float(start[0] + end[0]))
-        part = slice(window.first, window.first + len(window.offsets))
-        everywhere = np.ones(len(window.offsets), dtype=bool)
-        allowed = (window.best if max_context else everywhere, everywhere)
-        if len(window.offsets):
-            for score, i, j in best_spans(start[part], end[part], allowed, n_best, max_answer):
-                found[window.question].append((score, int(window.offsets[i, 0]), int(window.offsets[j, 1])))
+    for begin in range(0, len(windows), 64):  # 64 windows at once: their numbers stay in the processor's cache
+        some = range(begin, min(begin + 64, len(windows)))
+        _spans_of_some(
+            [windows[w] for w in some], [start_scores[w] for w in some], [end_scores[w] for w in some],
+            found, null, n_best, max_answer, max_context,
+        )  # fmt: skip
     answers = []
     for question, spans, nothing in zip(questions, found, null):
-        spans.sort(key=lambda span: (-span[0], span[1], span[2]))
-        first = {}  # a span that two windows show counts once, with its better score
-        for score, b, e in spans:
-            first.setdefault((b, e), score)
-        named = [(question.context[b:e], b, score) for (b, e), score in first.items()][:n_best]
+        if len(spans) > 1:  # several windows: a span that two of them show counts once, with its better score
+            merged = {}
+            for score, b, e in sorted(sum(spans, []), key=lambda span: (-span[0], span[1], span[2])):
+                merged.setdefault((b, e), (score, b, e))
+            spans = [list(merged.values())[:n_best]]
+        named = [(question.context[b:e], b, score) for score, b, e in spans[0]] if spans else []
         text, begin, score = named[0] if named else ("", 0, float("-inf"))
         answers.append(Answer(text, begin, score, nothing, named[1:]))
     return answers
+
+
+def _spans_of_some(windows, start_scores, end_scores, found, null, n_best, max_answer, max_context):
+    """Put the best spans of each window, as (score, first character, one past the last), into `found` at its question,
+    and the smallest null score into `null`."""
+    size = max(len(window.offsets) for window in windows)
+    start, end = np.zeros((2, len(windows), size), dtype=np.result_type(*start_scores, *end_scores))
+    can_start, can_end = np.zeros((2, len(windows), size), dtype=bool)
+    bounds = np.zeros((len(windows), size, 2), dtype=np.int64)
+    for w, (window, s, e) in enumerate(zip(windows, start_scores, end_scores)):
+        null[window.question] = min(null[window.question], float(s[0] + e[0]))
+        pieces, first = len(window.offsets), window.first
+        start[w, :pieces], end[w, :pieces] = s[first : first + pieces], e[first : first + pieces]
+        can_start[w, :pieces] = window.best if max_context else True
+        can_end[w, :pieces] = True
+        bounds[w, :pieces] = window.offsets
+    if not size:
+        return
+    scores, starts, ends = best_spans_of_many(start, end, can_start, can_end, n_best, max_answer)  # (W, n) each
+    row, counts = np.arange(len(windows))[:, None], (scores > -np.inf).sum(axis=1).tolist()
+    begins = bounds[row, starts, 0].tolist()
+    lasts = bounds[row, np.minimum(ends, size - 1), 1].tolist()
+    for window, count, score, b, e in zip(windows, counts, scores.tolist(), begins, lasts):
+        if count:
+            found[window.question].append(list(zip(score[:count], b[:count], e[:count])))
 
 
 def predictions(questions, answers, threshold=0.0):

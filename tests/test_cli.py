@@ -48,11 +48,11 @@ def trained(tmp_path_factory):
 def test_without_a_command_it_shows_what_there_is(capsys):
     assert minbert() == 2
     text = capsys.readouterr().out
-    assert all(name in text for name in ("train", "evaluate", "predict", "run", "report", "recipes", "exercises", "data", "doctor"))
+    assert all(name in text for name in ("train", "evaluate", "predict", "ask", "run", "report", "recipes", "exercises", "data", "doctor"))
     assert "first steps:" in text
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "run", "report", "recipes", "exercises", "data", "doctor"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "ask", "run", "report", "recipes", "exercises", "data", "doctor"])
 def test_every_command_explains_itself_with_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         minbert(command, "--help")
@@ -64,7 +64,7 @@ def test_the_examples_of_the_help_are_commands_that_parse(capsys):
     import shlex
 
     parser = cli.make_parser()
-    lines = [line.split("     ")[0].strip() for name in ("train", "evaluate", "predict", "run", "report", "recipes",
+    lines = [line.split("     ")[0].strip() for name in ("train", "evaluate", "predict", "ask", "run", "report", "recipes",
                                                          "exercises", "data", "doctor")
              for line in _help(name, capsys).split("examples:")[1].splitlines() if line.strip()]
     lines += [line.split("   ")[0].strip() for line in cli.EXAMPLES.splitlines() if line.startswith("  minbert")]

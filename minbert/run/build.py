@@ -13,6 +13,7 @@ from minbert.fast import use_cls_only, use_fast
 from minbert.pretrained import WeightsError, find_weights, load_pretrained
 from minbert.run import checkpoint
 from minbert.run.recipes import Config, find, slug, source_name
+from minbert.squad import SpanExtractor
 from minbert.tokens import load_tokenizer, train_wordpiece
 
 
@@ -113,6 +114,8 @@ def load_classifier(directory):
     """
     path = best_checkpoint(directory)
     tensors, meta = checkpoint.load(path)
+    if "spans" in meta and "label_names" not in meta:
+        raise checkpoint.CheckpointError(f"{path}: this model answers questions and has no classes: use 'minbert ask'")
     if "label_names" not in meta:
         raise checkpoint.CheckpointError(f"{path}: a pre-trained language model has no classes to predict; "
                                          "fine-tune it first (minbert run small-bert-pretrained)")
@@ -122,12 +125,36 @@ def load_classifier(directory):
     use_fast(model, meta["config"]["attention"] == "fast")
     if meta["config"].get("last_layer") == "cls":
         use_cls_only(model)
+    return model.eval(), run_tokenizer(directory), meta
+
+
+def load_span_model(directory):
+    """The best checkpoint of a run on SQuAD: (SpanExtractor in evaluation mode, tokenizer, meta).
+
+    Of a run on several tasks with a common encoder, the part that answers questions. `meta` has config, epoch, metrics and
+    spans (how passages are cut, see `minbert.run.windows.WindowSettings`).
+    Raises CheckpointError when there is no checkpoint, or it is damaged, or it answers no questions.
+    """
+    path = best_checkpoint(directory)
+    tensors, meta = checkpoint.load(path)
+    if "spans" not in meta:
+        raise checkpoint.CheckpointError(f"{path}: this model answers no questions: train one by 'minbert run squad'")
+    model = SpanExtractor(encoder_of(meta["config"]["encoder"], meta["shape"]))
+    prefix = next((name[:-len("head.weight")] for name in tensors if name.endswith("squad.head.weight")), "")
+    own = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith((prefix + "encoder.", prefix + "head."))}
+    common = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
+    checkpoint.fit(model, common | own, path)
+    use_fast(model, meta["config"]["attention"] == "fast")
+    return model.eval(), run_tokenizer(directory), meta
+
+
+def run_tokenizer(directory):
+    """The tokenizer that a run has kept.  Raises CheckpointError."""
     try:
-        tokenizer = load_tokenizer(Path(directory))
+        return load_tokenizer(Path(directory))
     except (FileNotFoundError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{directory}: its tokenizer can't be used ({error}); "
                                          "train again with --again") from None
-    return model.eval(), tokenizer, meta
 
 
 def best_checkpoint(directory) -> Path:

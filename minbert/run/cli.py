@@ -1,4 +1,4 @@
-"""The command line: `minbert train | evaluate | predict | run | report | recipes | exercises | data | doctor`.
+"""The command line: `minbert train | evaluate | predict | ask | run | report | recipes | exercises | data | doctor`.
 
 Each subcommand is one function below.  PyTorch takes seconds to import, so that each function imports what it needs.
 What goes wrong is told in one line, on stderr, with a non-zero exit code; --debug shows the whole traceback.
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from minbert import __version__
-from minbert.run import recipes
+from minbert.run import ask, recipes
 from minbert.run.recipes import CHOICES, Config, RecipeError
 
 # What `minbert train --help` says of each setting.  The name of the option is the setting's own, but for --model.
@@ -431,7 +431,10 @@ def newest_checkpoint(runs) -> Path:
 
 
 def command_evaluate(options) -> int:
-    """Score a checkpoint on labelled sentences."""
+    """Score a checkpoint on labelled sentences, or answers to questions."""
+    if ask.wants_squad(options):
+        return ask.command_evaluate_squad(options)
+
     from minbert.metrics import majority_share
     from minbert.run import build, device
     from minbert.run.batching import tokenise
@@ -589,8 +592,11 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--out", help="the run's directory (default: RUNS/train/…, named after the settings)")
     add_running(sub)
 
-    sub = command("evaluate", command_evaluate, "score a trained model on labelled sentences", [
-        "minbert evaluate", "minbert evaluate --checkpoint runs/sst-full/… --data path/to/data --out predictions.tsv"])
+    sub = command("evaluate", command_evaluate, "score a trained model on labelled sentences, or answers to questions", [
+        "minbert evaluate", "minbert evaluate --checkpoint runs/sst-full/… --data path/to/data --out predictions.tsv",
+        "minbert evaluate squad --data path/to/data",
+        "minbert evaluate squad --predictions predictions.json --data path/to/data"])
+    ask.add_evaluate_squad(sub)
     add_checkpoint(sub)
     sub.add_argument("--data", default="builtin", help=HELP["data"] + " (default: builtin)")
     sub.add_argument("--split", default="dev", help="train, dev or test (default: dev)")
@@ -603,6 +609,8 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--file", help="a text file with one sentence a line")
     sub.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
     add_checkpoint(sub)
+
+    ask.add_ask(command, add_checkpoint)
 
     sub = command("report", command_report, "tables and curves from the recorded runs", [
         "minbert report", "minbert report --chapter 5 --format markdown", "minbert report sst-full --curves curves.svg"])
