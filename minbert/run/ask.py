@@ -24,8 +24,8 @@ def add_ask(command, add_checkpoint) -> None:
         'minbert ask --context - "Who built the mill?" < mill.txt'])
     sub.add_argument("question", nargs="+", help="one or more questions")
     sub.add_argument("--context", required=True, metavar="FILE", help="the text, UTF-8; - for standard input")
-    sub.add_argument("--threshold", type=tau_number, metavar="τ", help="say that there is no answer when its score is more than τ "
-                     "above the best answer's (default: the best on the run's dev set)")
+    sub.add_argument("--threshold", type=tau_number, metavar="τ", help="say that there is no answer when its score is more "
+                     "than τ above the best answer's (default: the best on the run's dev set)")
     sub.add_argument("--others", type=int, default=0, metavar="N", help="also show the N next best answers (default: 0)")
     sub.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
     add_checkpoint(sub)
@@ -63,7 +63,8 @@ def wants_squad(options) -> bool:
         return True
     for option in ("predictions", "null_odds", "threshold"):
         if getattr(options, option) is not None:
-            raise AskError(f"--{option.replace('_', '-')} is for questions: minbert evaluate squad --{option.replace('_', '-')} …")
+            option = option.replace("_", "-")
+            raise AskError(f"--{option} is for questions: minbert evaluate squad --{option} …")
     if options.json:
         raise AskError("--json is for questions: minbert evaluate squad --json")
     return False
@@ -269,6 +270,7 @@ def read_answers(path, questions, kind) -> dict:
     for names, problem in ((missing, "nothing for"), (unknown, "unknown questions:")):
         if names:
             listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            raise AskError(f"{path}: {problem} {listed} ({len(names):,} of {len(ids if problem.startswith('n') else found):,}): "
-                           "does it belong to these questions (--data, --split)?")
+            total = len(ids) if names is missing else len(found)
+            raise AskError(f"{path}: {problem} {listed} ({len(names):,} of {total:,}): does it belong to these questions "
+                           "(--data, --split)?")
     return {q.id: found[q.id] for q in questions}

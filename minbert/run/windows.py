@@ -52,7 +52,8 @@ class Windows(Sequence):
     Args:
         arrays: named arrays. One number a window w: "question" (W,); "first", "start", "end" as in `Window`; "place": where
             its part begins in `bounds`; "best" (W, 2): which pieces of its part it shows best, from and up to;
-            "at" (W + 1,): window w has `ids[at[w]:at[w + 1]]`. All word pieces: "ids" (N,). The pieces of all passages: "bounds" (P, 2).
+            "at" (W + 1,): window w has `ids[at[w]:at[w + 1]]`. All word pieces: "ids"
+            (N,). The pieces of all passages: "bounds" (P, 2).
     """
 
     def __init__(self, arrays):
