@@ -7,7 +7,22 @@ S0 ("pretrain"), S2 and S3.
 from torch import nn
 
 
-class SentenceClassifier(nn.Module):
+class TaskModel(nn.Module):
+    """An encoder with something on top. What `freeze` has frozen in it stays in evaluation mode while the rest trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = []  # filled by `freeze`
+
+    def train(self, mode=True):
+        """As in every module; but what is frozen stays in evaluation mode: no dropout in a part that doesn't learn."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+
+class SentenceClassifier(TaskModel):
     """An encoder, dropout, and one linear layer from the sentence vector to the class scores.
 
     Args:
@@ -24,19 +39,11 @@ class SentenceClassifier(nn.Module):
         self.head = nn.Linear(encoder.hidden_size, classes)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.frozen = []  # filled by `freeze`
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         """(B, T) to logits (B, K): scores, not probabilities. Cross-entropy takes them as they are."""
         _, pooled = self.encoder(input_ids, attention_mask, token_type_ids)  # (B, D)
         return self.head(self.dropout(pooled))  # (B, K)
-
-    def train(self, mode=True):
-        """As in every module; but what is frozen stays in evaluation mode: no dropout in a part that doesn't learn."""
-        super().train(mode)
-        for module in self.frozen:
-            module.eval()
-        return self
 
 
 FREEZE_MODES = ("none", "embeddings", "partial", "full", "head", "all")
@@ -80,7 +87,7 @@ def freeze(model, mode, layers=0, frozen_dropout=False):
     if mode == "head":
         frozen = [model.head]
     if mode == "all":
-        frozen = [model.encoder, model.dropout, model.head]
+        frozen = list(model.children())
     # END choose
     for parameter in model.parameters():
         parameter.requires_grad = True

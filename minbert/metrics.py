@@ -1,4 +1,4 @@
-"""Scores for classification. All take numpy arrays (or lists) of integer labels of shape (N,)."""
+"""Scores. Those for classification take numpy arrays (or lists) of integer labels of shape (N,)."""
 
 import numpy as np
 
@@ -43,3 +43,39 @@ def majority_share(labels):
     """The accuracy of always saying the most frequent class: what any model has to beat."""
     _, labels = _pair(labels, labels)
     return float(np.unique(labels, return_counts=True)[1].max() / labels.size)
+
+
+def binary_f1(predictions, labels):
+    """The F1 of class 1 (the paraphrases): 2TP / (2TP + FP + FN); 0 if nothing is one and nothing is said to be one."""
+    matrix = confusion_matrix(predictions, labels, 2)
+    total = matrix[1].sum() + matrix[:, 1].sum()  # 2TP + FP + FN
+    return float(2 * matrix[1, 1] / total) if total else 0.0
+
+
+def pearson(x, y):
+    """Pearson's correlation r of two lists of numbers (N,), between -1 and 1.
+
+    r = Σ (x - x̄)(y - ȳ) / √(Σ (x - x̄)² · Σ (y - ȳ)²), in float64. NaN if a side is constant: then there is no r.
+
+    Raises:
+        ValueError: different lengths, nothing at all, or something that is no number.
+    """
+    x, y = (np.asarray(side, dtype=np.float64) for side in _pair(x, y))
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("a correlation of something that is no number is not defined")
+    if (x == x[0]).all() or (y == y[0]).all():
+        return float("nan")
+    x, y = x - x.mean(), y - y.mean()
+    # Each side is scaled first, so that squares of very small or large numbers don't vanish or overflow.
+    x, y = x / np.abs(x).max(), y / np.abs(y).max()
+    return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
+
+
+def averages(sst, quora, sts):
+    """The two averages of accuracy, accuracy and Pearson's r that the reports use.
+
+    Returns:
+        (sst + quora + sts) / 3, as in report S0's own tables; and (sst + quora + (sts + 1) / 2) / 3, as on the course's
+        leaderboard and in S1 and S4.
+    """
+    return (sst + quora + sts) / 3, (sst + quora + (sts + 1) / 2) / 3

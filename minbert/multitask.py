@@ -11,6 +11,9 @@ shortest task is spent); report S4 (one batch of each task a step, losses summed
 import math
 
 import numpy as np
+from torch import nn
+
+from minbert.classify import TaskModel
 
 METHODS = ("sequential", "phases", "round-robin", "proportional", "square-root", "annealed")
 
@@ -148,3 +151,48 @@ class Stream:
         if number != self.number:
             self.number, self.batches = number, self.deal(number)
         return self.batches[place]
+
+
+class MultiTaskModel(TaskModel):
+    """One encoder and one head a task.
+
+    Args:
+        encoder: the encoder that all share.
+        models: {task's name: a model with this very encoder, such as a `SentenceClassifier` or a `JoinedPairs`}.
+
+    A task's model keeps its own `forward`, but only this model owns the encoder: in `parameters()` and in a checkpoint the
+    encoder is there once, and each entry of `heads` counts as what is on top of it.
+
+    Raises:
+        ValueError: no model, or one with another encoder.
+    """
+
+    def __init__(self, encoder, models):
+        super().__init__()
+        if not models:
+            raise ValueError("a model of many tasks needs at least one")
+        for name, model in models.items():
+            if model.encoder is not encoder:
+                raise ValueError(f"the model of {name!r} has an encoder of its own: build it on the shared one")
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(models)
+        for model in models.values():
+            del model.encoder  # as a part of it …
+            object.__setattr__(model, "encoder", encoder)  # … it stays as a plain reference
+
+    def forward(self, task, *inputs):
+        """What the model of this task says to its own inputs."""
+        return self.heads[task](*inputs)
+
+
+def freeze_head(model, task):
+    """Freeze the head of one task and let the rest learn (reports S2 and S3). Returns the model.
+
+    Raises:
+        ValueError: there is no such head; the message names those that there are.
+    """
+    if task not in model.heads:
+        raise ValueError(f"freeze: there are several heads ({', '.join(model.heads)}): name one of them, not {task!r}")
+    model.heads[task].requires_grad_(False)
+    model.frozen = [*model.frozen, model.heads[task]]
+    return model.train(model.training)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minbert.attention import attention, mask_bias, merge_heads, split_heads
+from minbert.classify import TaskModel
 from minbert.embeddings import mean_pool
 
 # ---- reading a pair ----------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def head_layers(size, outputs, hidden=0, dropout=0.1):
 # ---- models ------------------------------------------------------------------------------------------------------
 
 
-class JoinedPairs(nn.Module):
+class JoinedPairs(TaskModel):
     """[CLS] a [SEP] b [SEP] → encoder → pooled [CLS] vector → dropout → head.
 
     Args:
@@ -167,7 +168,7 @@ class JoinedPairs(nn.Module):
         return self.head(self.dropout(pooled))
 
 
-class ApartPairs(nn.Module):
+class ApartPairs(TaskModel):
     """Each sentence alone through the same encoder ("Siamese"), then a head on the two vectors.
 
     The batch holds the B first sentences and then the B second ones: one forward pass for both sides.
@@ -240,7 +241,7 @@ class CrossAttention(nn.Module):
         # END forward
 
 
-class CrossPairs(nn.Module):
+class CrossPairs(TaskModel):
     """Each sentence through the encoder, then attention between their tokens, then a linear layer.
 
     Report S0 does not say how the result is read. Our choice: an output projection, a residual connection to the asking
@@ -277,7 +278,7 @@ class CrossPairs(nn.Module):
         return self.head(self.dropout(torch.cat(vectors, dim=-1)))
 
 
-class ProjectedHeads(nn.Module):
+class ProjectedHeads(TaskModel):
     """One encoder, a projection, and several small heads on it (report S3: 256 numbers, sign and score of a sentence).
 
     Args:

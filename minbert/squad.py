@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from minbert.classify import TaskModel
+
 # ---- features: from characters to windows of word pieces ---------------------------------------------------------
 
 
@@ -151,7 +153,7 @@ def _best_windows(begins, lengths, pieces):
 # ---- head and loss -----------------------------------------------------------------------------------------------
 
 
-class SpanExtractor(nn.Module):
+class SpanExtractor(TaskModel):
     """Two scores a token: is it the answer's first one, is it its last one?
 
     Args:

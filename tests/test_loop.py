@@ -13,6 +13,7 @@ from torch import nn
 from minbert.bert import BertConfig, BertModel
 from minbert.pretrained import WeightsError, load_pretrained
 from minbert.run import build, checkpoint, device, loop, recipes, tasks
+from minbert.run.batching import batches
 from minbert.run.data import DataError
 from minbert.run.loop import RunError, TrainingStopped
 
@@ -91,7 +92,7 @@ def test_it_does_what_a_plain_loop_does(data):
     optimizer = loop.make_optimizer(model, lr=1.0, weight_decay=0.01)
     losses = []
     for epoch in range(2):
-        for indices in loop.batches([len(ids) for ids in task.train_ids], 8, 0, epoch):
+        for indices in batches([len(ids) for ids in task.train_ids], 8, 0, epoch):
             batch = task.batch(indices, len(losses))
             step, total = len(losses), 16
             factor = step / 2 if step < 2 else (total - step) / (total - 2)      # warm-up over 10 % of 16 steps
@@ -421,7 +422,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_loses_nothing(data, tmp_path
     message = str(error.value)
     assert "epoch 2, step 5 of 8" in message and f"the loss is {value}, first seen in the loss itself" in message
     assert f"everything up to epoch 1 of 3, step 4 of 8 of the next is kept in {tmp_path / 'run'}" in message
-    order = loop.batches([len(ids) for ids in whole.task.train_ids], 8, 0, 1)[4]
+    order = batches([len(ids) for ids in whole.task.train_ids], 8, 0, 1)[4]
     assert ", ".join(f"train{i}" for i in order) in message and "\n" not in message
     monkeypatch.undo()
     assert run(config, tmp_path / "run", resume=True).losses == whole.losses

@@ -186,7 +186,7 @@ def test_pretraining_has_axes_of_its_own(root):
 
 def test_no_two_experiments_look_alike(root):
     plt = pytest.importorskip("matplotlib.pyplot")
-    names = [name for name, recipe in recipes.RECIPES.items() if recipe.settings["task"] != "mlm"]
+    names = [name for name, recipe in recipes.RECIPES.items() if recipe.chapter in (1, 2, 4, 5)]
     for name in names:
         records.write(made_up(name, 0, 0.2), root)
     figure = report.curves(names, root)

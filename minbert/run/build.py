@@ -10,9 +10,10 @@ from minbert.bert import BertConfig, BertModel
 from minbert.classify import SentenceClassifier
 from minbert.embeddings import BagOfEmbeddings
 from minbert.fast import use_cls_only, use_fast
+from minbert.pairs import pair_model
 from minbert.pretrained import WeightsError, find_weights, load_pretrained
 from minbert.run import checkpoint
-from minbert.run.recipes import Config, find, slug, source_name
+from minbert.run.recipes import PAIRS, Config, find, slug, source_name
 from minbert.squad import SpanExtractor
 from minbert.tokens import load_tokenizer, train_wordpiece
 
@@ -104,6 +105,22 @@ def pretrained_run(recipe: str, config: Config, runs) -> Path:
             f"Run it first: minbert run {recipe} --size {config.size} --data {config.data}"
         )
     return found[0].parent
+
+
+def model_on(encoder, config: Config, name: str, classes: int = 0):
+    """The model of one task on an encoder, as the configuration says.  `classes`: of a task of single sentences."""
+    if name in PAIRS:
+        kind, objective = pair_objective(config, name)
+        return pair_model(encoder, kind, config.pair_head, objective, config.pooling, config.projection,
+                          dropout=config.head_dropout)
+    if name == "squad":
+        return SpanExtractor(encoder)
+    return SentenceClassifier(encoder, 1 if name == "score" else classes, config.head_dropout)
+
+
+def pair_objective(config: Config, name: str) -> tuple[str, str]:
+    """("paraphrase" or "similarity", its objective) of a pair task, see `minbert.pairs.OBJECTIVES`."""
+    return ("paraphrase", config.paraphrase) if name == "quora" else ("similarity", config.similarity)
 
 
 def load_classifier(directory):

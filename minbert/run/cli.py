@@ -19,7 +19,8 @@ from minbert.run.recipes import CHOICES, Config, RecipeError
 
 # What `minbert train --help` says of each setting.  The name of the option is the setting's own, but for --model.
 HELP = {
-    "task": "what is learned: sst (5 classes), cfimdb (2 classes), mlm (masked-language-model pre-training)",
+    "task": "what is learned: sst (5 classes), cfimdb (2 classes), mlm (masked-language-model pre-training), quora "
+            "(paraphrase), sts (similarity), sign and score (sst in two other forms); several as sst+quora+sts",
     "encoder": "bert, attention (one layer, chapter 2) or bag (of embeddings, chapter 1)",
     "init": "pretrained, or random: the same shape and vocabulary with no learned weights",
     "weights": "minilm, a directory with config.json and model.safetensors, a hub name, or scratch",
@@ -56,6 +57,23 @@ HELP = {
     "intermediate_size": "size of the feed-forward part, for --model scratch",
     "micro_batch": "sentences that go through the model at once, if a batch needs too much memory; 0: the whole batch",
     "mask_rate": "share of the word pieces hidden, for --task mlm",
+    "pair_head": "how a pair is read and what is on top: joined, joined-deep, cosine-fixed, cosine-learned, cosine, vector, "
+                 "additive, cross-printed, cross-standard or cross-both",
+    "paraphrase": "the objective of quora: ce2 (two scores) or bce (one)",
+    "similarity": "the objective of sts: classes (six), mse, huber, or cosine (with --pair-head cosine)",
+    "pooling": "of a sentence that is read alone: pooler ([CLS]) or mean (over the tokens)",
+    "projection": "size of a linear layer on that vector; 0: none",
+    "quora_limit": "the most question pairs to train on; 0: all",
+    "adapt": "none, or lora: the encoder is frozen and each task has its own low-rank adapters",
+    "lora_r": "rank of the adapters",
+    "lora_alpha": "the adapters' α",
+    "lora_scaling": "alpha/r (as published first) or alpha (as in report S0)",
+    "lora_feed_forward": "adapt the feed-forward matrices too",
+    "sampling": "which task comes next: sequential, phases, round-robin, proportional, square-root or annealed",
+    "stop": "a round robin ends with the shortest task or with the longest",
+    "step_form": "a step is one batch (per_batch) or a batch of each task, losses added (summed)",
+    "trained": "the tasks that are trained, such as sst+quora, the others are only scored; without it: all",
+    "freeze_task": "whose head --freeze head freezes, in a model of several tasks",
 }
 
 EXAMPLES = """\
@@ -148,7 +166,7 @@ def command_run(options) -> int:
     if options.all:
         return run_all(options)
     jobs = []                                        # everything is looked at before the first minute is spent
-    for name in options.recipe:
+    for name in (one for given in options.recipe for one in recipes.GROUPS.get(given, (given,))):
         recipe = recipes.find(name)
         for seed in options.seeds or recipe.seeds:
             jobs.append(recipes.resolve(name, options.size, weights=options.model, data=options.data, seed=seed,
@@ -208,8 +226,8 @@ def run_one(config, options, again, replace, needed=False) -> None:
     if smoke:
         return
     if old and not replace:
-        loop.say(config, f"the book's record of this run says dev accuracy {old['best']['dev']['accuracy']:.3f}; it stays "
-                         f"as it is (--again replaces it), yours is {out / 'record.json'}")
+        loop.say(config, f"the book's record of this run says {loop.dev_line(old['best']['dev'])}; it stays as it is "
+                         f"(--again replaces it), yours is {out / 'record.json'}")
     else:
         loop.say(config, f"recorded in {records.write(result.record, root)}")
 
@@ -337,7 +355,7 @@ def say_result(config, result) -> None:
 
     best, times = result.record["best"], result.record["time"]
     shared = "" if times["timing"] == "alone" else ", on a shared machine"
-    loop.say(config, f"best epoch {best['epoch']}: dev accuracy {best['dev']['accuracy']:.3f}  "
+    loop.say(config, f"best epoch {best['epoch']}: {loop.dev_line(best['dev'])}  "
                      f"({times['train_seconds']:.0f} s of training, {times['examples_per_second']:.0f} examples/s{shared})")
     if "confusion" in best["dev"]:
         loop.say(config, confusion_text(best["dev"]["confusion"], result.task.label_names))
@@ -489,7 +507,7 @@ def command_report(options) -> int:
     """Tables and curves from the recorded runs."""
     from minbert.run import report
 
-    names = list(options.recipe)
+    names = [one for given in options.recipe for one in recipes.GROUPS.get(given, (given,))]
     for name in names:
         recipes.find(name)
     if options.chapter is not None:
@@ -573,7 +591,7 @@ def make_parser() -> OneLineParser:
         "minbert run first-finetune", "minbert run sst-full --data path/to/data --seeds 0 1 2",
         "minbert run --all --resume --data path/to/data", "minbert run sst-full --size full --device cuda",
         "minbert run first-finetune --size smoke     (does it run at all?)"])
-    sub.add_argument("recipe", nargs="*", help="a name from 'minbert recipes'")
+    sub.add_argument("recipe", nargs="*", help="a name from 'minbert recipes', or table1: all rows of report S0's table")
     sub.add_argument("--all", action="store_true", help="every recipe and seed that is not recorded with today's settings")
     sub.set_defaults(usage=sub.error)
     sub.add_argument("--size", default="small", help="smoke (seconds, plumbing only), small (a laptop) or full (a GPU)")
@@ -643,6 +661,9 @@ def add_settings(sub) -> None:
         option = "--model" if setting.name == "weights" else "--" + setting.name.replace("_", "-")
         default = getattr(defaults, setting.name)
         shown = "" if setting.name in SHAPE else f" (default: {default})"
+        if isinstance(default, bool):
+            group.add_argument(option, dest=setting.name, action="store_true", default=None, help=HELP[setting.name])
+            continue
         # `choices` stays out: a misspelt value then gets the message that suggests the nearest.
         group.add_argument(option, dest=setting.name, type={int: whole, float: decimal}.get(type(default), str),
                            metavar=setting.name.upper() if setting.name not in CHOICES else "NAME",

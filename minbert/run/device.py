@@ -28,8 +28,9 @@ class Arithmetic:
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
     def move(self, batch: dict) -> dict:
-        """The tensors of a batch on this device."""
-        return {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
+        """The tensors of a batch on this device; a batch of several tasks is a dict of dicts."""
+        return {key: self.move(value) if isinstance(value, dict) else value.to(self.device, non_blocking=True)
+                for key, value in batch.items()}
 
 
 def choose(device: str = "auto", precision: str = "auto") -> Arithmetic:

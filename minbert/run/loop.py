@@ -31,9 +31,8 @@ from tqdm import tqdm
 from minbert.classify import trainable
 from minbert.optim import linear_schedule, make_optimizer
 from minbert.run import checkpoint, device as devices, records, tasks
-from minbert.run.batching import batches
 from minbert.run.recipes import Config, public
-from minbert.run.tasks import evaluate, predict  # noqa: F401  (part of this module's interface)
+from minbert.run.tasks import evaluate, micro_batches, predict  # noqa: F401  (part of this module's interface)
 
 CURVE_EVERY = 25                                     # the training curve of a record: a mean loss every so many steps
 SAVE_EVERY = 10.0                                    # minutes between two checkpoints within an epoch
@@ -77,6 +76,7 @@ class Progress:
     losses: list = field(default_factory=list)       # of every step
     history: list = field(default_factory=list)      # metrics of every epoch
     best: int = 0                                    # the epoch with the best dev score, from 1; 0: none yet
+    untrained: dict = field(default_factory=dict)    # the dev scores before the first step, of tasks that ask for them
     sums: dict = field(default_factory=nothing_yet)  # of the epoch that is under way
     skipped: int = 0                                 # steps just left out, one after the other (float16)
 
@@ -119,16 +119,19 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     model = task.model.to(arithmetic.device).train()
     optimizer = make_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, rates=config.rates,
                                rate_decay=config.rate_decay)
-    lengths = [len(ids) for ids in task.train_ids]
-    steps = steps_an_epoch(config, lengths)
+    steps = [task.steps(epoch) for epoch in range(config.epochs)]
     done = Progress()
     best_weights = None
     identity = {"config": public(config), "data": task.data, "weights": task.start.weights}
     if out is not None:
         if resume and (out / "last.safetensors").exists():
             done, best_weights = restore_run(out, identity, model, optimizer, arithmetic)
-            say(config, f"resumed after {standing(done, steps, config.epochs)}")
+            say(config, f"resumed after {standing(done, steps)}")
         write_start(out, identity, task)
+    if task.first_score and not done.step:
+        done.untrained = scores_to_keep(task.evaluate(arithmetic))
+        if progress:
+            say(config, f"untrained  |  {dev_line(done.untrained)}")
 
     saved = time.monotonic()
     with StopSignal(out is not None) as stop:
@@ -141,20 +144,20 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
                 check_weights(model, done)
                 save_last(out, identity, model, optimizer, arithmetic, done)
                 saved = time.monotonic()
-            stop.check(f"{standing(done, steps, config.epochs)} is kept in {out}")
+            stop.check(f"{standing(done, steps)} is kept in {out}")
 
         while done.epoch < config.epochs:
             try:
-                totals = train_epoch(config, task, done, lengths, optimizer, arithmetic, progress, between_steps)
+                totals = train_epoch(config, task, done, steps, optimizer, arithmetic, progress, between_steps)
             except FloatingPointError as error:      # the step was not taken: what was there before it can be kept
                 kept = f"what was saved in {out} before stays" if out else "nothing is kept, there is no directory for it"
                 if out is not None and broken_weights(model) is None:
                     save_last(out, identity, model, optimizer, arithmetic, done)
-                    kept = f"everything up to {standing(done, steps, config.epochs)} is kept in {out}"
+                    kept = f"everything up to {standing(done, steps)} is kept in {out}"
                 raise TrainingStopped(f"stopped {error}; {kept}. Try a lower --lr, a longer --warmup or --precision fp32"
                                       ) from None
             check_weights(model, done)               # or it would guess one class throughout, and that would be a score
-            dev = {key: value for key, value in task.evaluate(arithmetic).items() if key != "predictions"}
+            dev = scores_to_keep(task.evaluate(arithmetic))
             if not math.isfinite(dev[task.score]):
                 raise TrainingStopped(f"stopped after epoch {done.epoch + 1}: the dev {task.score} is {dev[task.score]}; "
                                       "try a lower --lr")
@@ -170,7 +173,7 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
                 saved = time.monotonic()
             if progress:
                 say(config, epoch_line(done.history[-1], config.epochs))
-            stop.check(f"{standing(done, steps, config.epochs)} is kept in {out}")
+            stop.check(f"{standing(done, steps)} is kept in {out}")
 
     if best_weights is not None:
         model.load_state_dict(best_weights)
@@ -185,30 +188,28 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     return Result(record, out, best_file, task, done.losses)
 
 
-def steps_an_epoch(config: Config, lengths) -> int:
-    """All batches, or as many as the configuration allows."""
-    every = math.ceil(len(lengths) / config.batch_size)
-    return min(every, config.steps_per_epoch or every)
+def scores_to_keep(scores: dict) -> dict:
+    """Scores for the record, without the prediction of each example."""
+    return {key: value for key, value in scores.items() if key != "predictions"}
 
 
-def train_epoch(config, task, done, lengths, optimizer, arithmetic, progress, between_steps) -> dict:
+def train_epoch(config, task, done, steps, optimizer, arithmetic, progress, between_steps) -> dict:
     """One pass over the training examples, or the rest of one: `done` says where it stands.
 
-    `between_steps()` is called after each step.  Returns loss and accuracy as they were along the way, seconds,
-    examples/s.  Raises FloatingPointError, with the weights, `done` and the random numbers as they were before the
+    `steps`: the number of steps of every epoch.  `between_steps()` is called after each step.  Returns loss and accuracy
+    (for tasks whose answers are right or wrong) as they were along the way, seconds, examples/s.  Raises FloatingPointError, with the weights, `done` and the random numbers as they were before the
     step, where loss or gradient is no number; the message says where, and names the examples and the first bad layer.
     """
-    steps = steps_an_epoch(config, lengths)
     # The order depends on seed and epoch alone: it is dealt again, and what is done of it is left out.
-    order = batches(lengths, config.batch_size, config.seed, done.epoch, bucket=config.bucket)[:steps]
-    first = done.step - done.epoch * steps
+    order = task.order(done.epoch)
+    first = done.step - sum(steps[:done.epoch])
     sums = done.sums
     began = time.perf_counter()
     with progress_bar(order[first:], f"{label(config)}epoch {done.epoch + 1}/{config.epochs}", progress,
-                      initial=first, total=steps) as bar:
+                      initial=first, total=len(order)) as bar:
         for indices in bar:
             batch = arithmetic.move(task.batch(indices, done.step))
-            set_learning_rate(optimizer, schedule(config, done.step, steps * config.epochs))
+            set_learning_rate(optimizer, schedule(config, done.step, sum(steps)))
             random_numbers, scale = checkpoint.random_state(), arithmetic.scaler.get_scale()
             try:
                 if done.skipped >= SKIPS_IN_A_ROW:
@@ -217,12 +218,12 @@ def train_epoch(config, task, done, lengths, optimizer, arithmetic, progress, be
             except FloatingPointError as error:
                 layer = first_bad_layer(task, batch, arithmetic, random_numbers, config.micro_batch)
                 checkpoint.set_random_state(random_numbers)
-                raise FloatingPointError(f"{step_name(config, task, done, indices, steps)}: {error}, first seen in {layer}"
+                raise FloatingPointError(f"{step_name(task, done, indices, steps)}: {error}, first seen in {layer}"
                                          ) from None
             done.step += 1
             done.losses.append(loss)
             done.skipped = done.skipped + 1 if arithmetic.scaler.get_scale() < scale else 0
-            new = {"loss": loss * count, "right": hits, "answers": count, "examples": len(indices),
+            new = {"loss": loss * count, "right": hits, "answers": count, "examples": task.size(indices),
                    "seconds": time.perf_counter() - began, "skipped": int(done.skipped > 0)}
             for key in sums:
                 sums[key] = sums[key] + new[key]
@@ -230,9 +231,11 @@ def train_epoch(config, task, done, lengths, optimizer, arithmetic, progress, be
                             refresh=False)
             between_steps()
             began = time.perf_counter()              # the time of saving is not training time
-    totals = {"loss": sums["loss"] / sums["answers"], "accuracy": int(sums["right"]) / sums["answers"], "steps": steps,
-              "examples": sums["examples"], "seconds": sums["seconds"],
+    totals = {"loss": sums["loss"] / sums["answers"], "accuracy": int(sums["right"]) / sums["answers"],
+              "steps": len(order), "examples": sums["examples"], "seconds": sums["seconds"],
               "examples_per_second": sums["examples"] / sums["seconds"]}
+    if not task.counts_right:
+        del totals["accuracy"]
     if config.precision == "fp16":
         totals["skipped"] = sums["skipped"]
     return totals
@@ -264,34 +267,20 @@ def forward_backward(task, batch, arithmetic, micro_batch=0):
     The mean over the batch is not the mean of the parts' means: the last part may be smaller.  So each part counts by
     its share of the answers.  With dropout the parts draw other random numbers than the whole would.
     """
-    parts = micro_batches(batch, micro_batch)
-    answers = [task.answers(part) for part in parts] if len(parts) > 1 else [1]
+    parts = task.parts(batch, micro_batch)
     value = right = count = 0
-    for part, asked in zip(parts, answers):
-        if not asked:                                # nothing is asked in this part: a mean over nothing is NaN
+    for part, share in zip(parts, task.shares(parts)):
+        if not share:                                # nothing is asked in this part: a mean over nothing is NaN
             continue
         with arithmetic.autocast():
             loss, hits, n = task.loss(part)
-        loss = loss * (asked / sum(answers))
+        loss = loss * share
         number = loss.item()
         if not math.isfinite(number):
             raise FloatingPointError(f"the loss is {number}")
         arithmetic.scaler.scale(loss).backward()     # the scaler does nothing unless the precision is fp16
         value, right, count = value + number, right + hits, count + n
     return value, right, count
-
-
-def micro_batches(batch: dict, rows: int) -> list[dict]:
-    """The batch in parts of at most `rows` rows; columns that are padding in the whole part are cut off.  0: one part."""
-    mask = batch["attention_mask"]                                                           # (B, T)
-    if not rows or rows >= len(mask):
-        return [batch]
-    parts = []
-    for first in range(0, len(mask), rows):
-        longest = int(mask[first:first + rows].sum(dim=1).max())
-        parts.append({key: tensor[first:first + rows, :longest] if tensor.shape == mask.shape else tensor[first:first + rows]
-                      for key, tensor in batch.items()})
-    return parts
 
 
 def first_bad_layer(task, batch, arithmetic, random_numbers, micro_batch=0) -> str:
@@ -502,23 +491,46 @@ def announce(config: Config, task, arithmetic) -> None:
     """Which weights, data and device this run really uses, and what it trains."""
     weights, data = task.start.weights, task.data
     sha = f" (sha256 {weights['sha256'][:12]})" if weights["sha256"] else f" (vocabulary: {weights['vocabulary']})"
-    sizes = " / ".join(str(data[split].get("examples", data[split].get("texts"))) for split in ("train", "dev"))
     trained, stored = records.parameters(task.model)
     say(config, f"recipe   {config.recipe}, size {config.size}, seed {config.seed}\n"
                 f"weights  {weights['name']}{sha}\n"
-                f"data     {data['name']}: {config.task}, {sizes} {task.unit} (train / dev)\n"
+                f"{sizes_of(config, task)}\n"
                 f"device   {arithmetic.device.type}, {arithmetic.precision}\n"
                 f"trains   {trained:,} of {stored:,} parameters")
     for note in task.notes:
         say(config, f"note     {note}")
 
 
+def sizes_of(config: Config, task) -> str:
+    """The data in a line, or in a line a task."""
+    lines = []
+    for name, own in task.data.get("tasks", {config.task: task.data}).items():
+        sizes = " / ".join(str(own[split].get("examples", own[split].get("texts"))) for split in ("train", "dev"))
+        lines.append(f"data     {own['name']}: {name}, {sizes} {task.unit} (train / dev)")
+    return "\n".join(lines)
+
+
 def epoch_line(entry: dict, epochs: int) -> str:
     """One line for one epoch."""
     train_part, dev = entry["train"], entry["dev"]
-    extra = f", macro-F1 {dev['macro_f1']:.3f}" if "macro_f1" in dev else ""
-    return (f"epoch {entry['epoch']}/{epochs}  train loss {train_part['loss']:.3f}, accuracy {train_part['accuracy']:.3f}"
-            f"  |  dev loss {dev['loss']:.3f}, accuracy {dev['accuracy']:.3f}{extra}")
+    right = f", accuracy {train_part['accuracy']:.3f}" if "accuracy" in train_part else ""
+    return f"epoch {entry['epoch']}/{epochs}  train loss {train_part['loss']:.3f}{right}  |  {dev_line(dev)}"
+
+
+SHOWN = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro-F1", "f1": "F1", "pearson": "r", "em": "EM",
+         "average": "average"}                       # the scores in a line, in this order
+
+
+def dev_line(dev: dict) -> str:
+    """The dev scores in a line."""
+    if "tasks" in dev:
+        parts = [f"{name} {named(scores, ('accuracy', 'pearson', 'em', 'f1'))}" for name, scores in dev["tasks"].items()]
+        return "dev " + " · ".join([*parts, named(dev, ("average",))])
+    return "dev " + named(dev, SHOWN)
+
+
+def named(scores: dict, keys) -> str:
+    return ", ".join(f"{SHOWN[key]} {scores[key]:.3f}" for key in keys if key in scores)
 
 
 def progress_bar(items, description: str, progress: bool, **choices):
@@ -543,16 +555,18 @@ def check_weights(model, done: Progress) -> None:
                               "before stays. Try a lower --lr, or --clip 1")
 
 
-def standing(done: Progress, steps: int, epochs: int) -> str:
-    """What is done, such as "epoch 2 of 3" or "epoch 2 of 3, step 5 of 8 of the next"."""
-    step = done.step - done.epoch * steps
-    return f"epoch {done.epoch} of {epochs}" + (f", step {step} of {steps} of the next" if step else "")
+def standing(done: Progress, steps: list[int]) -> str:
+    """What is done, such as "epoch 2 of 3" or "epoch 2 of 3, step 5 of 8 of the next".  `steps`: of every epoch."""
+    step = done.step - sum(steps[:done.epoch])
+    return f"epoch {done.epoch} of {len(steps)}" + (f", step {step} of {steps[done.epoch]} of the next" if step else "")
 
 
-def step_name(config, task, done, indices, steps) -> str:
+def step_name(task, done, indices, steps: list[int]) -> str:
     """The step under way: epoch, step, and the examples in its batch."""
-    examples = ", ".join(str(task.example_ids[i]) for i in indices[:8]) + (", …" if len(indices) > 8 else "")
-    return f"in epoch {done.epoch + 1}, step {done.step - done.epoch * steps + 1} of {steps} (examples {examples})"
+    names = task.examples(indices)
+    examples = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    step = done.step - sum(steps[:done.epoch]) + 1
+    return f"in epoch {done.epoch + 1}, step {step} of {steps[done.epoch]} (examples {examples})"
 
 
 def thin(losses: list[float]) -> dict:

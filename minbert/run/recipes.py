@@ -34,7 +34,7 @@ class Config:
 
     recipe: str = "train"
     size: str = "small"
-    task: str = "sst"                # "sst": five classes · "cfimdb": two · "mlm": masked-language-model pre-training
+    task: str = "sst"                # one of TASKS, or several: "sst+quora+sts"
     encoder: str = "bert"            # "bert" · "attention" (one layer, chapter 2) · "bag" (of embeddings, chapter 1)
     init: str = "pretrained"         # "pretrained" · "random": the same shape and vocabulary, no learned weights
     weights: str = "minilm"          # "minilm" · a directory · a hub name · "scratch" · "run:RECIPE" (see build.py)
@@ -74,6 +74,25 @@ class Config:
     intermediate_size: int = 0
     # masked-language-model pre-training
     mask_rate: float = 0.15
+    # sentence pairs (chapter 7)
+    pair_head: str = "joined"        # how a pair is read and what is on top, see `minbert.pairs.HEADS`
+    paraphrase: str = "ce2"          # the objective of quora: "ce2" · "bce"
+    similarity: str = "classes"      # the objective of sts: "classes" · "mse" · "huber" · "cosine"
+    pooling: str = "pooler"          # of a sentence that is read alone: "pooler" · "mean"
+    projection: int = 0              # size of a linear layer on that vector; 0: none
+    quora_limit: int = 0             # the most question pairs to train on; 0: all
+    # low-rank adapters, one for each task, on a frozen encoder (chapter 6)
+    adapt: str = "none"              # "none" · "lora"
+    lora_r: int = 16
+    lora_alpha: float = 16.0
+    lora_scaling: str = "alpha/r"    # "alpha/r" · "alpha"
+    lora_feed_forward: bool = False
+    # many tasks in one model (chapter 9)
+    sampling: str = "annealed"       # "sequential" · "phases" · "round-robin" · "proportional" · "square-root" · "annealed"
+    stop: str = "shortest"           # a round robin ends with the "shortest" task or with the "longest"
+    step_form: str = "per_batch"     # a step is one batch, or "summed": one batch of each task
+    trained: str = ""                # the tasks that are trained, joined by "+", the others are only scored; "": all
+    freeze_task: str = ""            # whose head --freeze head freezes
 
 
 # They may differ between two runs that are called the same.  Names alter nothing; the micro-batch alters the rounding
@@ -82,8 +101,12 @@ LABELS = ("recipe", "size", "micro_batch")
 # Chosen at the command line, apart from the recipe.  A record keeps its own values of these.
 CHOSEN_APART = ("size", "weights", "data", "precision", "seed")
 
+# What can be learned: five classes of sentiment, two, hidden word pieces (pre-training), paraphrase, similarity, answers in
+# a passage, and report S3's two readings of sst: its sign, and its value as a score.
+TASKS = ("sst", "cfimdb", "mlm", "quora", "sts", "squad", "sign", "score")
+PAIRS = ("quora", "sts")
+
 CHOICES = {
-    "task": ("sst", "cfimdb", "mlm"),
     "encoder": ("bert", "attention", "bag"),
     "init": ("pretrained", "random"),
     "optimizer": ("adamw-torch", "adamw", "adamw-course", "adamw-uncorrected", "adam-l2"),
@@ -94,6 +117,16 @@ CHOICES = {
     "attention": ("plain", "fast"),
     "last_layer": ("all", "cls"),
     "embedding_rows": ("all", "occurring"),
+    "pair_head": ("joined", "joined-deep", "cosine-fixed", "cosine-learned", "cosine", "vector", "additive", "cross-printed",
+                  "cross-standard", "cross-both"),
+    "paraphrase": ("ce2", "bce"),
+    "similarity": ("classes", "mse", "huber", "cosine"),
+    "pooling": ("pooler", "mean"),
+    "adapt": ("none", "lora"),
+    "lora_scaling": ("alpha/r", "alpha"),
+    "sampling": ("sequential", "phases", "round-robin", "proportional", "square-root", "annealed"),
+    "stop": ("shortest", "longest"),
+    "step_form": ("per_batch", "summed"),
 }
 
 
@@ -130,6 +163,33 @@ SMALL_BERT = dict(weights="scratch", init="random", vocab_size=4000, layers=4, h
 # Chapter 4: one epoch, at a rate at which optimizers differ. Ours in each of its forms; one factor at a time.
 ONE_EPOCH = dict(SST, optimizer="adamw", epochs=1, lr=1e-4, batch_size=32)
 ONE_EPOCH_FULL = dict(weights="bert-base-uncased")
+
+# Chapters 6, 7 and 9: sentence pairs, and three tasks together. On a laptop, 6,000 of Quora's question pairs.
+PAIR = dict(data="hub", epochs=3, lr=3e-5, batch_size=8, quora_limit=6000, embedding_rows="occurring")
+QUORA = dict(PAIR, task="quora")
+STS = dict(PAIR, task="sts")
+THREE = dict(PAIR, task="sst+quora+sts")
+PAIR_FULL = dict(weights="bert-base-uncased", epochs=10, quora_limit=0)
+CLS = dict(last_layer="cls")                         # joined pairs and the pooler: nothing else is read
+S0 = "the report uses BERT-base, 10 epochs, lr 1e-5, hidden dropout .3 and all question pairs"
+S1 = "the report uses BERT-base and 10 epochs, and does not say in which order its tasks come"
+S4 = "the report uses BERT-base, 10 epochs, lr 1e-5, dropout .3, and trains all tasks together"
+
+
+def _pairs(name, summary, settings, row="", report="S0", differs=S0, minutes=8):
+    """A recipe of chapter 7; `row` is the row of the report's dev table."""
+    column = {"quora": "qqp", "sts": "sts_r"}[settings["task"]]
+    published = ((report, "dev", row, column),) if row else ()
+    return Recipe(name, 7, summary, settings, full=PAIR_FULL, minutes=minutes, published=published,
+                  differs=differs if row else "")
+
+
+def _three(name, chapter, summary, settings, row="", report="S0", differs=S0, minutes=12.0, **sizes):
+    """A recipe of three tasks in one model."""
+    published = ((report, "dev", row, "average"),) if row else ()
+    return Recipe(name, chapter, summary, dict(THREE, **settings), full=PAIR_FULL, minutes=minutes, published=published,
+                  differs=differs if row else "", **sizes)
+
 
 _RECIPES = (
     Recipe(
@@ -255,8 +315,92 @@ _RECIPES = (
         dict(task="cfimdb", data="hub", epochs=3, lr=3e-5, batch_size=8, max_length=512),
         full=SST_FULL, smoke=dict(task="sst"), minutes=20,
     ),
+    # Chapter 6. One encoder, frozen, and an adapter for each of three tasks. lora-r16 is report S0's row.
+    *(_three(f"lora-r{r}", 6, f"three tasks by adapters of rank {r} on a frozen encoder",
+             dict(CLS, adapt="lora", lora_r=r, lr=lr, embedding_rows="all"), row="lora" if r == 16 else "")
+      for r, lr in ((1, 1e-3), (4, 1e-3), (16, 1e-3), (64, 1e-3))),
+    _three("lora-plain-alpha", 6, "the same at rank 16 with report S0's scaling: α, not α / r",
+           dict(CLS, adapt="lora", lora_r=16, lr=1e-3, lora_scaling="alpha", embedding_rows="all"), row="lora"),
+    # Chapter 7. Paraphrase and similarity, head by head.
+    _pairs("quora-frozen", "paraphrase with the encoder frozen", dict(QUORA, **CLS, freeze="full", embedding_rows="all"),
+           "frozen", minutes=4),
+    _pairs("quora-joined", "paraphrase, both questions in one sequence", dict(QUORA, **CLS), "fine-tuned"),
+    _pairs("quora-joined-bce", "the same with one score and binary cross-entropy", dict(QUORA, **CLS, paraphrase="bce")),
+    _pairs("quora-cosine", "paraphrase, two encoders and S0's fixed map of the cosine",
+           dict(QUORA, **CLS, pair_head="cosine-fixed"), "siamese-cosine"),
+    _pairs("quora-cosine-learned", "the same with a learned scale and shift",
+           dict(QUORA, **CLS, pair_head="cosine-learned")),
+    _pairs("quora-vector", "paraphrase from u, v and |u - v|", dict(QUORA, **CLS, pair_head="vector"), "siamese-vector"),
+    _pairs("quora-vector-mean", "the same with the mean over the tokens: Sentence-BERT's classification objective",
+           dict(QUORA, pair_head="vector", pooling="mean")),
+    _pairs("quora-additive", "paraphrase from u and v alone", dict(QUORA, **CLS, pair_head="additive", paraphrase="bce"),
+           "multi-task", "S4", S4),
+    _pairs("quora-cross-printed", "paraphrase by cross-attention as report S0 prints it",
+           dict(QUORA, pair_head="cross-printed"), "cross-attention", minutes=9),
+    _pairs("quora-cross", "paraphrase by cross-attention in the standard form", dict(QUORA, pair_head="cross-standard"),
+           minutes=9),
+    _pairs("quora-cross-both", "the same in both directions", dict(QUORA, pair_head="cross-both"), minutes=10),
+    _pairs("sts-frozen", "similarity with the encoder frozen", dict(STS, **CLS, freeze="full", embedding_rows="all"),
+           "frozen", minutes=4),
+    _pairs("sts-joined", "similarity in six classes, both sentences in one sequence", dict(STS, **CLS), "fine-tuned"),
+    _pairs("sts-joined-mse", "the same as a number, by mean squared error", dict(STS, **CLS, similarity="mse")),
+    _pairs("sts-joined-huber", "the same by Huber's loss", dict(STS, **CLS, similarity="huber")),
+    _pairs("sts-cosine", "similarity, two encoders and S0's fixed map of the cosine",
+           dict(STS, **CLS, pair_head="cosine-fixed"), "siamese-cosine"),
+    _pairs("sts-cosine-learned", "the same with a learned scale and shift", dict(STS, **CLS, pair_head="cosine-learned")),
+    _pairs("sts-cosine-regression", "the cosine itself against label / 5: Sentence-BERT's regression objective",
+           dict(STS, pair_head="cosine", similarity="cosine", pooling="mean")),
+    _pairs("sts-vector", "similarity from u, v and |u - v|, in six classes", dict(STS, **CLS, pair_head="vector"),
+           "siamese-vector"),
+    _pairs("sts-vector-mean", "the same with the mean over the tokens", dict(STS, pair_head="vector", pooling="mean")),
+    _pairs("sts-additive", "similarity from u and v alone, by Huber's loss",
+           dict(STS, **CLS, pair_head="additive", similarity="huber"), "multi-task", "S4", S4),
+    _pairs("sts-cross-printed", "similarity by cross-attention as report S0 prints it",
+           dict(STS, pair_head="cross-printed"), "cross-attention", minutes=9),
+    _pairs("sts-cross", "similarity by cross-attention in the standard form", dict(STS, pair_head="cross-standard"),
+           minutes=9),
+    _pairs("sts-cross-both", "the same in both directions", dict(STS, pair_head="cross-both"), minutes=10),
+    Recipe("sign-score", 7, "report S3: a shared projection to 256 numbers, the sign and the score of a sentence",
+           dict(PAIR, task="sign+score", projection=256, pooling="mean", sampling="round-robin"), full=PAIR_FULL,
+           smoke=dict(projection=16), minutes=15),
+    # Report S1's study: what is trained at all, and then the same with only the losses changed.
+    _three("s1-sst-only", 7, "S1: only sentiment is trained, the other heads are left as they began",
+           dict(CLS, trained="sst"), "lr-3e-5", "S1", S1),
+    _three("s1-bce", 7, "S1: sentiment and paraphrase (BCE) are trained", dict(CLS, trained="sst+quora", paraphrase="bce"),
+           "bce", "S1", S1),
+    _three("s1-mse", 7, "S1: all three are trained (BCE, MSE)", dict(CLS, paraphrase="bce", similarity="mse"),
+           "mse", "S1", S1),
+    _three("s1-all-ce", 7, "all three are trained, with two classes and six", CLS),
+    _three("s1-all-bce", 7, "all three are trained, with BCE and six classes", dict(CLS, paraphrase="bce")),
+    # Chapter 9. Three tasks, one model: the order of the batches.
+    _three("sequential", 9, "in every epoch the tasks one after another", dict(CLS, sampling="sequential"), "sequential",
+           minutes=24),
+    _three("phases", 9, "each task in an epoch of its own", dict(CLS, sampling="phases"), minutes=8, smoke=dict(epochs=3)),
+    _three("round-robin", 9, "one batch of each task in turn, until the smallest is spent",
+           dict(CLS, sampling="round-robin"), minutes=20),
+    _three("round-robin-longest", 9, "one batch of each task in turn, until the largest is spent",
+           dict(CLS, sampling="round-robin", stop="longest"), minutes=30),
+    _three("round-robin-summed", 9, "each step a batch of each task, the losses added up",
+           dict(CLS, sampling="round-robin", step_form="summed"), minutes=20),
+    _three("proportional", 9, "tasks drawn in proportion to their size", dict(CLS, sampling="proportional")),
+    _three("square-root", 9, "tasks drawn by the square root of their size", dict(CLS, sampling="square-root")),
+    _three("annealed", 9, "tasks drawn by their size at first, nearly alike at the end", CLS, "round-robin-annealed"),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
+
+
+# Several recipes under one name: the rows of report S0's Table 1, each with the recipes that it takes.
+TABLE1 = {
+    "fine-tuned": ("sst-full", "quora-joined", "sts-joined"),
+    "round-robin-annealed": ("annealed",),
+    "lora": ("lora-r16",),
+    "sequential": ("sequential",),
+    "siamese-cosine": ("sst-full", "quora-cosine", "sts-cosine"),
+    "siamese-vector": ("sst-full", "quora-vector", "sts-vector"),
+    "cross-attention": ("sst-full", "quora-cross-printed", "sts-cross-printed"),
+    "frozen": ("sst-frozen", "quora-frozen", "sts-frozen"),
+}
+GROUPS = {"table1": tuple(dict.fromkeys(name for names in TABLE1.values() for name in names))}
 
 
 def nearest(word: str, known, what: str) -> str:
@@ -300,13 +444,15 @@ def make(**settings) -> Config:
         if key in CHOICES and value not in CHOICES[key]:
             raise RecipeError(nearest(str(value), CHOICES[key], key))
     config = Config(**settings)
+    check_tasks(config)
     for key in ("epochs", "batch_size", "bucket", "max_length"):
         if getattr(config, key) < 1:
             raise RecipeError(f"{key} must be at least 1, not {getattr(config, key)}")
     for key in ("dropout", "head_dropout", "warmup", "mask_rate"):
         if not 0 <= getattr(config, key) <= 1:
             raise RecipeError(f"{key} must be between 0 and 1, not {getattr(config, key)}")
-    for key in ("lr", "weight_decay", "clip", "steps_per_epoch", "freeze_layers"):
+    for key in ("lr", "weight_decay", "clip", "steps_per_epoch", "freeze_layers", "projection",
+                "quora_limit"):
         if not getattr(config, key) >= 0:              # written so that NaN fails too
             raise RecipeError(f"{key} must not be negative, not {getattr(config, key)}")
     if not 0 < config.rate_decay <= 1:
@@ -318,12 +464,68 @@ def make(**settings) -> Config:
     for key in ("last_layer", "embedding_rows"):
         if getattr(config, key) != "all" and (config.encoder != "bert" or config.task == "mlm"):
             raise RecipeError(f"{key} {getattr(config, key)!r} is for a BERT that classifies sentences: leave it at 'all'")
+    if config.last_layer == "cls" and not reads_cls_only(config):
+        raise RecipeError("last_layer 'cls' is for tasks that read [CLS] alone, and this one reads every token: "
+                          "leave it at 'all'")
     if config.weights == "scratch" and config.init == "pretrained":
         raise RecipeError("weights 'scratch' are random: choose --init random, or another --model")
     for key in own_sizes(config):
         if getattr(config, key) < 1:
             raise RecipeError(f"{key} must be at least 1 for a model from nothing, not {getattr(config, key)}")
     return config
+
+
+def tasks_of(config: Config) -> list[str]:
+    """The names of the tasks of a configuration."""
+    return config.task.split("+")
+
+
+def trained_tasks(config: Config) -> list[str]:
+    """Those of them that are trained, in the order of `task`."""
+    chosen = config.trained.split("+") if config.trained else tasks_of(config)
+    return [name for name in tasks_of(config) if name in chosen]
+
+
+def reads_cls_only(config: Config) -> bool:
+    """True if nothing of the last layer is read but its output for [CLS]."""
+    names = tasks_of(config)
+    apart = not config.pair_head.startswith("joined") and bool(set(names) & set(PAIRS))
+    every_token = config.pair_head.startswith("cross") or config.pooling == "mean"
+    return not (set(names) & {"squad", "mlm"} or apart and every_token or config.pooling == "mean"
+                and set(names) & {"sign", "score"})
+
+
+def check_tasks(config: Config) -> None:
+    """Refuse tasks, and settings of many tasks or of adapters, that don't fit together.  Raises RecipeError."""
+    names = tasks_of(config)
+    for name in names:
+        if name not in TASKS:
+            raise RecipeError(nearest(name, TASKS, "task") + ("; several are joined by +" if len(names) == 1 else ""))
+        if names.count(name) > 1:
+            raise RecipeError(f"task {name!r} is named twice in {config.task!r}")
+    several = len(names) > 1
+    if several and "mlm" in names:
+        raise RecipeError("task 'mlm' is pre-training and stands alone: leave it out of " + config.task)
+    if config.trained:
+        for name in config.trained.split("+"):
+            if name not in names:
+                raise RecipeError(f"trained: {name!r} is none of the tasks {', '.join(names)}")
+    if config.step_form == "summed" and config.sampling != "round-robin" and several:
+        raise RecipeError("step_form 'summed' takes a batch of every task: choose --sampling round-robin")
+    if config.sampling == "phases" and several and config.epochs < len(trained_tasks(config)):
+        raise RecipeError(f"sampling 'phases' gives each task epochs of its own: --epochs {config.epochs} is too few")
+    if config.freeze_task and config.freeze != "head":
+        raise RecipeError("freeze_task names the head for --freeze head, and freeze is " + repr(config.freeze))
+    if config.freeze == "head" and several and config.freeze_task not in names:
+        raise RecipeError(f"freeze 'head' needs --freeze-task, one of {', '.join(names)}")
+    if config.adapt == "lora":
+        if config.encoder != "bert":
+            raise RecipeError(f"adapt 'lora' is for a BERT, not for the encoder {config.encoder!r}")
+        if config.freeze != "none" or "mlm" in names:
+            raise RecipeError("adapt 'lora' freezes the encoder itself: leave freeze at 'none', and the task is not mlm")
+        if config.lora_r < 1 or not config.lora_alpha > 0:
+            raise RecipeError("lora_r must be at least 1 and lora_alpha above 0, "
+                              f"not {config.lora_r} and {config.lora_alpha}")
 
 
 def own_sizes(config: Config) -> tuple:

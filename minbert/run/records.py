@@ -100,6 +100,8 @@ def make(config: Config, task, arithmetic, done, timing: str, curve: dict) -> di
         "parameters": {"trained": trained, "stored": stored},
         "epochs": done.history,
         "best": done.history[done.best - 1],
+        **({"untrained": {"dev": done.untrained}} if done.untrained else {}),
+        **({"plan": task.drawn()} if hasattr(task, "drawn") else {}),
         "curve": curve,
         "time": {
             "timing": timing, "train_seconds": seconds, "examples_per_second": examples / seconds, "steps": done.step,

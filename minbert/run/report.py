@@ -13,7 +13,8 @@ from pathlib import Path
 
 from minbert import published
 from minbert.run import records
-from minbert.run.recipes import RECIPES, RecipeError, find
+from minbert.metrics import averages
+from minbert.run.recipes import RECIPES, TABLE1, RecipeError, find
 
 NOT_RUN = "not run"
 
@@ -21,6 +22,14 @@ SENTENCE_COLUMNS = ["experiment", "setting", "dev accuracy", "dev macro-F1", "tr
                     "published dev accuracy"]
 MASKED_COLUMNS = ["experiment", "setting", "dev loss", "dev accuracy", "loss by frequency alone", "accuracy by frequency alone",
                   "published"]
+QUORA_COLUMNS = ["experiment", "setting", "dev accuracy, untrained", "dev accuracy", "dev F1", "parameters trained",
+                 "published dev accuracy"]
+STS_COLUMNS = ["experiment", "setting", "dev r, untrained", "dev r", "dev squared error", "parameters trained",
+               "published dev r"]
+MANY_COLUMNS = ["experiment", "setting", "average, untrained", "average", "SST accuracy", "Quora accuracy", "STS r", "steps",
+                "parameters trained", "published average"]
+TWO_COLUMNS = ["experiment", "setting", "accuracy of the sign, untrained", "accuracy of the sign", "r of the score, untrained",
+               "r of the score", "published"]
 
 
 @dataclass
@@ -34,33 +43,38 @@ class ResultTable:
 
 
 def tables(recipes=None, root=None) -> list[ResultTable]:
-    """The tables of some recipes (None: all): sentence classification, and masked-language-model pre-training.
+    """The tables of some recipes (None: all), one a kind of task.
 
     Raises RecipeError for an unknown recipe; RecordError when a record is not what the runner wrote.
     """
     names = [find(name).name for name in (RECIPES if recipes is None else recipes)]
     every = records.rows(names, root)
     result = []
-    for title, columns, masked in (("Sentence classification", SENTENCE_COLUMNS, False),
-                                   ("Guessing hidden word pieces", MASKED_COLUMNS, True)):
-        chosen = [name for name in names if (RECIPES[name].settings.get("task") == "mlm") == masked]
+    for kind, (title, columns, cells) in KINDS.items():
+        chosen = [name for name in names if _kind(name) == kind]
         if chosen:
-            result.append(_table(title, columns, masked, chosen, every))
+            result.append(_table(title, columns, kind, cells, chosen, every))
     return result
 
 
-def _table(title, columns, masked, names, every) -> ResultTable:
+def _kind(name: str) -> str:
+    """Which table a recipe belongs to, see KINDS."""
+    task = RECIPES[name].settings.get("task")
+    if "+" in task:
+        return "two" if task == "sign+score" else "many"
+    return task if task in KINDS else "sentence"
+
+
+def _table(title, columns, kind, cells, names, every) -> ResultTable:
     table = ResultTable(title, columns, [])
     majority = {}
     for name in names:
         rows = [row for row in every if row.recipe == name]
         if not rows:
-            gap = [name, NOT_RUN, NOT_RUN, NOT_RUN, NOT_RUN, NOT_RUN, published_cell(name)]
-            table.rows.append(gap)
+            table.rows.append([name, *[NOT_RUN] * (len(columns) - 2), published_cell(name)])
         for row in rows:
-            make = _masked_cells if masked else _sentence_cells
             label = f"{name} (stale)" if row.stale else name
-            table.rows.append([label, f"{row.size} · {row.model} · {row.data} · {row.precision}", *make(row),
+            table.rows.append([label, f"{row.size} · {row.model} · {row.data} · {row.precision}", *cells(row),
                                published_cell(name)])
             for difference in row.stale:
                 table.notes.append(f"{name}, {row.size}, is stale: it was run with other settings than today's recipe, "
@@ -72,7 +86,15 @@ def _table(title, columns, masked, names, every) -> ResultTable:
         table.notes.append(f"Always answering the most frequent class has dev accuracy {share:.3f} on {data}.")
     if any(NOT_RUN in row for row in table.rows):
         table.notes.append("Not run: there is no record of it here. 'minbert run' and the experiment's name makes one.")
-    if not masked:
+    if kind in ("quora", "sts", "many"):
+        table.notes.append("Untrained: the scores before the first step, when the heads are as they were made.")
+    if kind == "many":
+        table.notes.append("The average is that of accuracy, accuracy and Pearson's r, which report S0 uses; it chooses the "
+                           "best epoch. n is the number of seeds; ± is the standard deviation over them, from three up.")
+    if kind in ("quora", "sts"):
+        table.notes.append("Dev scores are those of the best epoch, chosen by the dev score. n is the number of seeds; ± is "
+                           "the standard deviation over them, from three seeds up.")
+    if kind == "sentence":
         table.notes.append("Dev scores are those of the best epoch, chosen by dev accuracy; train accuracy is that epoch's, "
                            "taken along the way with dropout on. n is the number of seeds; ± is the standard deviation "
                            "over them, from three seeds up.")
@@ -92,6 +114,87 @@ def _masked_cells(row) -> list[str]:
             records.mean_and_spread(row.values("best", "dev", "accuracy")),
             records.mean_and_spread(row.values("data", "unigram_baseline", "loss")),
             records.mean_and_spread(row.values("data", "unigram_baseline", "accuracy"))]
+
+
+def _quora_cells(row) -> list[str]:
+    return [records.mean_and_spread(row.values("untrained", "dev", "accuracy")),
+            records.mean_and_spread(row.values("best", "dev", "accuracy")),
+            records.mean_and_spread(row.values("best", "dev", "f1")), _trained(row)]
+
+
+def _sts_cells(row) -> list[str]:
+    return [records.mean_and_spread(row.values("untrained", "dev", "pearson")),
+            records.mean_and_spread(row.values("best", "dev", "pearson")),
+            records.mean_and_spread(row.values("best", "dev", "mse")), _trained(row)]
+
+
+def _many_cells(row) -> list[str]:
+    each = [records.mean_and_spread(row.values("best", "dev", "tasks", *keys)) for keys in SCORES.values()]
+    steps = sorted(set(row.values("time", "steps")))
+    return [records.mean_and_spread(row.values("untrained", "dev", "average_plain")),
+            records.mean_and_spread(row.values("best", "dev", "average_plain")), *each,
+            " or ".join(f"{count:,}" for count in steps), _trained(row)]
+
+
+def _two_cells(row) -> list[str]:
+    return [records.mean_and_spread(row.values(when, "dev", "tasks", *keys))
+            for keys in (("sign", "accuracy"), ("score", "pearson")) for when in ("untrained", "best")]
+
+
+def _trained(row) -> str:
+    return " or ".join(f"{count:,}" for count in sorted(set(row.values("parameters", "trained"))))
+
+
+# Where the score of each task is in a record, with the column of the reports' tables.
+SCORES = {"sst": ("sst", "accuracy"), "qqp": ("quora", "accuracy"), "sts_r": ("sts", "pearson")}
+
+# A table for each kind of task: its title, its columns, and what fills a row between the setting and the published number.
+KINDS = {
+    "sentence": ("Sentence classification", SENTENCE_COLUMNS, _sentence_cells),
+    "mlm": ("Guessing hidden word pieces", MASKED_COLUMNS, _masked_cells),
+    "quora": ("Paraphrase", QUORA_COLUMNS, _quora_cells),
+    "sts": ("Similarity", STS_COLUMNS, _sts_cells),
+    "two": ("Sign and score of a sentence", TWO_COLUMNS, _two_cells),
+    "many": ("Three tasks, one model", MANY_COLUMNS, _many_cells),
+}
+
+
+# ---- report S0's Table 1 -----------------------------------------------------------------------------------------
+
+def table1(root=None, size="small") -> ResultTable:
+    """Report S0's Table 1 from our records, each of our cells above the report's.
+
+    A row that takes several recipes, one a task, has an average only if all of them were run; it is the average of the
+    means.
+    """
+    columns = ["row", "SST accuracy", "Quora accuracy", "STS r", "average", "average with (r + 1) / 2"]
+    table = ResultTable("Three tasks, every way of report S0", columns, [])
+    every = records.rows(sorted({name for names in TABLE1.values() for name in names}), root)
+    for key, names in TABLE1.items():
+        line = published.row("S0", "dev", key)
+        lists = [_scores_of([row for row in every if row.recipe in names and row.size == size], column)
+                 for column in SCORES]
+        cells = [records.mean_and_spread(values) for values in lists]
+        both = averages(*(sum(values) / len(values) for values in lists)) if all(lists) else ()
+        cells += [f"{value:.3f}" for value in both] or [NOT_RUN, NOT_RUN]
+        table.rows.append([line["label"], *cells])
+        table.rows.append(["· in the report", *(line[column] for column in (*SCORES, "average")), ""])
+    table.notes.append("Ours: MiniLM, 3 epochs, 6,000 question pairs. The report: BERT-base, 10 epochs, all question pairs. "
+                       "Compare rows with rows of the same model, not across.")
+    return table
+
+
+def _scores_of(rows, column) -> list[float]:
+    """The scores of one task in the records of a table's row: of a run of its own, or of one with several tasks."""
+    task, metric = SCORES[column]
+    found = []
+    for row in rows:
+        own = RECIPES[row.recipe].settings["task"]
+        if own == task:
+            found += row.values("best", "dev", metric)
+        elif task in own.split("+"):
+            found += row.values("best", "dev", "tasks", task, metric)
+    return found
 
 
 def published_rows(name: str) -> list[tuple[str, str, str]]:
@@ -175,10 +278,15 @@ def _html(table: ResultTable) -> str:
 
 def show(recipes=None, root=None) -> None:
     """Display the tables in a notebook: Markdown for the page, plain text where there is none."""
+    for table in tables(recipes, root):
+        show_table(table)
+
+
+def show_table(table: ResultTable) -> None:
+    """Display one table in a notebook."""
     from IPython.display import display
 
-    for table in tables(recipes, root):
-        display({"text/markdown": _markdown(table), "text/plain": _text(table)}, raw=True)
+    display({"text/markdown": _markdown(table), "text/plain": _text(table)}, raw=True)
 
 
 # ---- curves ------------------------------------------------------------------------------------------------------

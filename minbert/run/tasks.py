@@ -2,28 +2,34 @@
 
 A task holds its model, its training examples and its development examples, and answers two questions:
 `loss(batch)`: how wrong is the model on this batch?  `evaluate(arithmetic)`: how good is it on the dev set?
-`batch(indices, step)` makes the batch, and draws what is random in it from the step's number alone, so that a resumed run
-sees the same; `answers(batch)` says over how many answers its loss is a mean.  The training loop (loop.py) needs to know
-little else about it.
+`order(epoch)` says which examples come together in each step of an epoch, and `batch(indices, step)` makes the batch; what is
+random in either comes from the seed and these numbers alone, so that a resumed run sees the same.  The training loop
+(loop.py) needs to know little else about it.
+
+Here are tasks of single sentences and of pre-training; pairs are in pair_task.py, several tasks in many.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
-from minbert.classify import SentenceClassifier, freeze
+from minbert.classify import freeze
 from minbert.fast import use_cls_only, use_fast, use_occurring_rows
-from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share
+from minbert.lora import adapted, add_lora, save_adapter, use_task
+from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share, pearson
 from minbert.mlm import MaskedLanguageModel, mask_tokens
+from minbert.multitask import freeze_head
 from minbert.pretrained import save_pretrained
 from minbert.run import build
 from minbert.run.batching import batches, collate, filled_batches, restore, tokenise
 from minbert.run.data import DataError, load_task, load_texts
-from minbert.run.recipes import Config, source_name
+from minbert.run.recipes import PAIRS, Config, source_name, tasks_of
 from minbert.tokens import MASK, SPECIAL
 
 
@@ -59,40 +65,120 @@ def evaluate(model, ids, labels, classes: int, arithmetic, batch_size: int = 64)
     }
 
 
-class SentenceTask:
-    """A sentence in, one of K classes out; the score is accuracy on the dev set."""
+class BaseTask:
+    """What is the same for most tasks."""
 
+    name: str                      # one of recipes.TASKS
     score = "accuracy"             # which of the metrics chooses the best checkpoint: higher is better
     unit = "sentences"
+    first_score = True             # the untrained model is scored too
+    counts_right = True            # a training answer is right or wrong, so that there is a training accuracy
 
-    def __init__(self, config: Config, runs="runs"):
-        train = load_task(config.task, "train", config.data)
-        dev = load_task(config.task, "dev", config.data)
-        self.start = build.start(config, train.texts, runs)
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of each training example, by which batches are dealt."""
+        return [len(ids) for ids in self.train_ids]
+
+    def pieces(self) -> list[list[int]]:
+        """The tokenised training texts."""
+        return self.train_ids
+
+    def steps(self, epoch: int) -> int:
+        """The number of steps of an epoch, from 0: all batches, or as many as the configuration allows."""
+        every = math.ceil(len(self.train_ids) / self.config.batch_size)
+        return min(every, self.config.steps_per_epoch or every)
+
+    def order(self, epoch: int) -> list:
+        """The steps of an epoch, from 0, each as the list of the examples in it.  It depends on seed and epoch alone."""
+        config = self.config
+        return batches(self.lengths, config.batch_size, config.seed, epoch, bucket=config.bucket)[:self.steps(epoch)]
+
+    def size(self, indices) -> int:
+        """The number of examples in a step."""
+        return len(indices)
+
+    def examples(self, indices) -> list[str]:
+        """The ids of the examples in a step."""
+        return [str(self.example_ids[i]) for i in indices]
+
+    def answers(self, batch: dict) -> int:
+        """Over how many answers the loss of this batch is a mean."""
+        return len(batch["labels"])
+
+    def parts(self, batch: dict, rows: int) -> list[dict]:
+        """The batch in parts of at most `rows` examples, see `micro_batches`."""
+        return micro_batches(batch, rows)
+
+    def shares(self, parts: list[dict]) -> list[float]:
+        """What the mean loss of each part counts: its share of the answers."""
+        if len(parts) == 1:
+            return [1.0]
+        answers = [self.answers(part) for part in parts]
+        return [count / sum(answers) for count in answers]
+
+    def finish(self, directory) -> None:
+        """What is kept beyond the checkpoint: the adapters, if there are any, each in a file of its own."""
+        layers = adapted(self.model)
+        for name in list(layers[0][1].A) if layers else []:
+            save_adapter(self.model.encoder, name, Path(directory) / f"adapter-{name}.safetensors")
+
+
+def micro_batches(batch: dict, rows: int) -> list[dict]:
+    """The batch in parts of at most `rows` rows; columns that are padding in the whole part are cut off.  0: one part."""
+    mask = batch["attention_mask"]                                                           # (B, T)
+    if not rows or rows >= len(mask):
+        return [batch]
+    parts = []
+    for first in range(0, len(mask), rows):
+        longest = int(mask[first:first + rows].sum(dim=1).max())
+        parts.append({key: tensor[first:first + rows, :longest] if tensor.shape == mask.shape else tensor[first:first + rows]
+                      for key, tensor in batch.items()})
+    return parts
+
+
+def prepare(config: Config, model, names, ids, adapter=None):
+    """Freeze, adapt and speed up a task's model, as the configuration says.
+
+    names: the tasks that the model is trained on.  ids: all tokenised training sentences.  adapter: the task whose adapter
+    is used; None leaves that for later.
+    """
+    use_fast(model, config.attention == "fast")
+    if config.last_layer == "cls":
+        use_cls_only(model)
+    if config.embedding_rows == "occurring":
+        use_occurring_rows(model, ids)
+    if config.freeze_task:
+        freeze_head(model, config.freeze_task)
+    else:
+        freeze(model, config.freeze, config.freeze_layers)
+    if config.adapt == "lora":     # the encoder learns through its adapters, so it keeps its dropout
+        add_lora(model.encoder, names, config.lora_r, config.lora_alpha, scaling=config.lora_scaling,
+                 feed_forward=config.lora_feed_forward)
+        if adapter:
+            use_task(model.encoder, adapter)
+
+
+class SentenceTask(BaseTask):
+    """A sentence in, one of K classes out; the score is accuracy on the dev set."""
+
+    first_score = False            # its records were made without
+
+    def __init__(self, config: Config, name: str, start, train, dev):
+        self.config, self.name, self.start = config, name, start
         self.classes, self.label_names = train.classes, train.label_names
-        self.model = SentenceClassifier(self.start.encoder, self.classes, config.head_dropout)
-        self.tokenizer = self.start.tokenizer
+        self.model = build.model_on(start.encoder, config, name, self.classes)
+        self.tokenizer = start.tokenizer
         tokenised = tokenise(train, self.tokenizer, config.max_length)
         tokenised_dev = tokenise(dev, self.tokenizer, config.max_length)
         self.train_ids, self.train_labels = tokenised.ids, train.labels
-        use_fast(self.model, config.attention == "fast")
-        if config.last_layer == "cls":
-            use_cls_only(self.model)
-        if config.embedding_rows == "occurring":
-            use_occurring_rows(self.model, self.train_ids)
-        freeze(self.model, config.freeze, config.freeze_layers)
         self.dev_ids, self.dev_labels, self.example_ids = tokenised_dev.ids, dev.labels, train.ids
         self.notes = [note for note in (tokenised.note, tokenised_dev.note) if note]
-        self.data = {"name": source_name(config.data), "train": _described(train), "dev": _described(dev),
+        self.data = {"name": source_name(config.data), "train": described(train), "dev": described(dev),
                      "dev_majority": majority_share(dev.labels)}
 
     def batch(self, indices, step: int) -> dict:
         """input_ids (B, T), attention_mask (B, T) and labels (B,) of the training examples with these indices."""
         return collate(indices, self.train_ids, self.train_labels)
-
-    def answers(self, batch: dict) -> int:
-        """One for each sentence."""
-        return len(batch["labels"])
 
     def loss(self, batch: dict):
         """(mean loss, right answers, answers) of the model on a batch that is on the model's device."""
@@ -108,15 +194,45 @@ class SentenceTask:
         """What a checkpoint must know to rebuild the model."""
         return {"shape": self.start.shape, "label_names": list(self.label_names)}
 
-    def finish(self, directory) -> None:
-        """Nothing beyond the checkpoint is kept."""
+
+class ScoreTask(SentenceTask):
+    """A sentence in, a number out: its sentiment from 0 to 1, by mean squared error (report S3's second head)."""
+
+    score = "pearson"
+    first_score = True
+    counts_right = False
+
+    def batch(self, indices, step: int) -> dict:
+        """input_ids (B, T), attention_mask (B, T) and labels (B,), from 0 to 1."""
+        batch = super().batch(indices, step)
+        return {**batch, "labels": batch["labels"] / (self.classes - 1)}
+
+    def loss(self, batch: dict):
+        """(mean squared error, 0, numbers): no answer is right or wrong."""
+        outputs = self.model(batch["input_ids"], batch["attention_mask"])                    # (B, 1)
+        return mse_loss(outputs[:, 0].float(), batch["labels"]), 0, len(batch["labels"])
+
+    def evaluate(self, arithmetic) -> dict:
+        """Pearson's r and the mean squared error on the dev set."""
+        said = predict(self.model, self.dev_ids, arithmetic)[:, 0]                           # (N,)
+        labels = torch.tensor(self.dev_labels) / (self.classes - 1)
+        return {"loss": mse_loss(said, labels).item(), **correlation(said.tolist(), labels.tolist()),
+                "predictions": said.tolist()}
 
 
-class MaskedTask:
+def correlation(said, labels) -> dict:
+    """Pearson's r for a record.  Where there is none, because every prediction is the same, it counts as 0, and is said."""
+    r = pearson(said, labels)
+    return {"pearson": 0.0, "constant": True} if math.isnan(r) else {"pearson": r}
+
+
+class MaskedTask(BaseTask):
     """Word pieces are hidden, the model guesses them; the score is minus the loss on the dev set's hidden pieces."""
 
+    name = "mlm"
     score = "minus_loss"
     unit = "texts"
+    first_score = False
 
     def __init__(self, config: Config, runs="runs"):
         train, dev = load_texts(config.data, "train"), load_texts(config.data, "dev")
@@ -209,10 +325,62 @@ class MaskedTask:
 
 
 def make(config: Config, runs="runs"):
-    """The task of a configuration, with its data read, its sentences tokenised and its model built."""
-    return MaskedTask(config, runs) if config.task == "mlm" else SentenceTask(config, runs)
+    """The task of a configuration, with its data read, its sentences tokenised and its model built.
+
+    Raises ValueError when a pair's head and objective don't fit together; DataError, WeightsError: see there.
+    """
+    from minbert.run import many, pair_task
+
+    names = tasks_of(config)
+    if names == ["mlm"]:
+        return MaskedTask(config, runs)
+    for name in names:             # before anything is read
+        if name in PAIRS:
+            pair_task.check(config, name)
+    kinds = {"quora": pair_task.SentencePairTask, "sts": pair_task.SentencePairTask, "score": ScoreTask}
+    if "squad" in names:
+        from minbert.run.squad_task import SquadTask
+
+        kinds["squad"] = SquadTask
+    splits = {name: [read_split(config, name, split) for split in ("train", "dev")] for name in names}
+    texts = [text for train, _ in splits.values() for text in texts_of(train)]
+    start = build.start(config, texts, runs)
+    every = {name: kinds.get(name, SentenceTask)(config, name, start, *splits[name]) for name in names}
+    if len(names) > 1:
+        return many.ManyTasks(config, start, every)
+    task = every[names[0]]
+    prepare(config, task.model, names, task.pieces(), adapter=names[0])
+    return task
 
 
-def _described(dataset) -> dict:
+def read_split(config: Config, name: str, split: str):
+    """One split of a task's data."""
+    from minbert.run.data_pairs import load_pairs, load_squad
+
+    if name in PAIRS:
+        return load_pairs(name, split, config.data, config.quora_limit if (name, split) == ("quora", "train") else 0)
+    if name == "squad":
+        return load_squad(split, config.data)
+    dataset = load_task("sst" if name in ("sign", "score") else name, split, config.data)
+    return dataset if name != "sign" else signs(dataset)
+
+
+def signs(dataset):
+    """SST's five classes as two, without the neutral sentences (report S3's first head)."""
+    kept = [i for i, label in enumerate(dataset.labels) if label != 2]
+    return dataclasses.replace(
+        dataset, classes=2, label_names=("negative", "positive"), texts=[dataset.texts[i] for i in kept],
+        ids=[dataset.ids[i] for i in kept], labels=[int(dataset.labels[i] > 2) for i in kept])
+
+
+def texts_of(data) -> list[str]:
+    """All texts of a split, from which a vocabulary can be learned."""
+    if hasattr(data, "questions"):
+        return [q.question for q in data.questions] + list(dict.fromkeys(q.context for q in data.questions))
+    return data.first + data.second if hasattr(data, "first") else data.texts
+
+
+def described(dataset) -> dict:
+    """What a record says of a split."""
     return {"file": Path(dataset.path).name if dataset.source != "hub" else dataset.path,
             "examples": len(dataset), "sha256": dataset.sha256}

@@ -1,0 +1,150 @@
+"""Several tasks, one model (chapter 9): the tasks' batches in the order of a plan, see `minbert.multitask`."""
+
+from __future__ import annotations
+
+import torch
+
+from minbert.lora import adapted, use_task
+from minbert.metrics import averages
+from minbert.multitask import MultiTaskModel, Stream, make_plan, positions
+from minbert.pairs import ProjectedHeads
+from minbert.run.batching import batches
+from minbert.run.recipes import Config, trained_tasks
+from minbert.run.tasks import BaseTask, prepare
+
+
+class ManyTasks(BaseTask):
+    """The tasks of a configuration on one encoder.  The best checkpoint is chosen by the average of their scores.
+
+    A step is a list of (task, indices): one for each batch in it.  The score of each task is that which it has when it is
+    trained alone: accuracy, Pearson's r, F1.
+    """
+
+    name = "many"
+    score = "average"
+    unit = "examples"
+    counts_right = False
+
+    def __init__(self, config: Config, start, every: dict):
+        self.config, self.start, self.tokenizer = config, start, start.tokenizer
+        self.every = every                                   # {name: task}
+        self.trained = trained_tasks(config)
+        self.counts = [len(every[name].train_labels) for name in self.trained]
+        self.model = self.joined(start.encoder)
+        prepare(config, self.model, list(every), [ids for task in every.values() for ids in task.pieces()])
+        self.streams = {name: Stream(self.deal(name)) for name in self.trained}
+        self.notes = [f"{name}: {note}" for name, task in every.items() for note in task.notes]
+        first = next(iter(every.values()))
+        self.data = {"name": first.data["name"], "tasks": {name: task.data for name, task in every.items()}}
+
+    def joined(self, encoder):
+        """One encoder and the heads; or, for S3's two readings of a sentence, a projection between them."""
+        if not self.config.projection or set(self.every) - {"sign", "score"}:
+            return MultiTaskModel(encoder, {name: task.model for name, task in self.every.items()})
+        sizes = {"sign": 2, "score": 1}
+        model = ProjectedHeads(encoder, {name: sizes[name] for name in self.every}, self.config.projection,
+                               self.config.pooling, self.config.head_dropout)
+        for name, task in self.every.items():
+            task.model = OneHead(model, name)
+        return model
+
+    def deal(self, name: str):
+        """The batches of the k-th pass over a task's examples, as a function of k."""
+        lengths, config = self.every[name].lengths, self.config
+        return lambda k: batches(lengths, config.batch_size, config.seed, k, bucket=config.bucket)
+
+    def plan(self, epoch: int) -> list:
+        """The tasks of each step of an epoch, from 0, as numbers."""
+        config = self.config
+        found = make_plan(config.sampling, self.counts, config.batch_size, epoch + 1, config.epochs, config.seed,
+                          config.steps_per_epoch, config.stop, config.step_form)
+        return found[:config.steps_per_epoch or None]
+
+    def steps(self, epoch: int) -> int:
+        """The number of steps of an epoch, from 0."""
+        return len(self.plan(epoch))
+
+    def order(self, epoch: int) -> list:
+        """The steps of an epoch, from 0, each a list of (task, indices).  It depends on the seed and the epoch alone."""
+        place = [0] * len(self.trained)
+        for earlier in range(epoch):
+            place = positions(self.plan(earlier), len(self.trained), place)
+        steps = []
+        for numbers in self.plan(epoch):
+            step = []
+            for number in numbers:
+                step.append((self.trained[number], self.streams[self.trained[number]][place[number]]))
+                place[number] += 1
+            steps.append(step)
+        return steps
+
+    def size(self, item) -> int:
+        """The number of examples in a step."""
+        return sum(len(indices) for _, indices in item)
+
+    def examples(self, item) -> list[str]:
+        """The examples in a step, each with its task."""
+        return [f"{name} {example}" for name, indices in item for example in self.every[name].examples(indices)]
+
+    def batch(self, item, step: int) -> dict:
+        """{task: its batch} of a step."""
+        return {name: self.every[name].batch(indices, step) for name, indices in item}
+
+    def parts(self, batch: dict, rows: int) -> list[dict]:
+        """One part a task, each in parts of at most `rows` rows."""
+        return [{name: part} for name, own in batch.items() for part in self.every[name].parts(own, rows)]
+
+    def shares(self, parts: list[dict]) -> list[float]:
+        """What each part's loss counts: the tasks' mean losses are added up, a task's parts count by their answers."""
+        answers = [(name, self.every[name].answers(own)) for part in parts for name, own in part.items()]
+        whole = {name: sum(count for other, count in answers if other == name) for name, _ in answers}
+        return [count / whole[name] for name, count in answers]
+
+    def loss(self, batch: dict):
+        """(mean loss, 0, answers) of a part: the batch of one task."""
+        (name, own), = batch.items()
+        self.choose(name)
+        loss, _, count = self.every[name].loss(own)
+        return loss, 0, count
+
+    def choose(self, name: str) -> None:
+        """Use the adapter of a task, where there are adapters."""
+        if adapted(self.model.encoder):
+            use_task(self.model.encoder, name)
+
+    @torch.no_grad()
+    def evaluate(self, arithmetic) -> dict:
+        """{"tasks": {task: its scores}, "average"}; with sst, quora and sts also both averages of the reports."""
+        was_training = self.model.training
+        self.model.eval()
+        scores = {}
+        for name, task in self.every.items():
+            self.choose(name)
+            scores[name] = {key: value for key, value in task.evaluate(arithmetic).items() if key != "predictions"}
+        self.model.train(was_training)
+        found = {"tasks": scores, "average": sum(scores[name][task.score] for name, task in self.every.items()) / len(scores)}
+        if {"sst", "quora", "sts"} <= set(scores):
+            sst, quora, sts = scores["sst"]["accuracy"], scores["quora"]["accuracy"], scores["sts"]["pearson"]
+            found["average_plain"], found["average_shifted"] = averages(sst, quora, sts)
+        return found
+
+    def drawn(self) -> dict:
+        """For the record: the batches that each task had in each epoch."""
+        per_epoch = [positions(self.plan(epoch), len(self.trained)) for epoch in range(self.config.epochs)]
+        return {"names": self.trained, "counts": self.counts, "batches_by_epoch": per_epoch}
+
+    def about(self) -> dict:
+        """What a checkpoint must know to rebuild the model."""
+        names = {name: list(task.label_names) for name, task in self.every.items() if hasattr(task, "label_names")}
+        return {"shape": self.start.shape, "label_names_of": names}
+
+
+class OneHead(torch.nn.Module):
+    """A model with several heads, asked through one of them."""
+
+    def __init__(self, model, name: str):
+        super().__init__()
+        self.model, self.head = model, name
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids, attention_mask, self.head)
