@@ -20,7 +20,8 @@ from minbert.run.recipes import CHOICES, Config, RecipeError
 # What `minbert train --help` says of each setting.  The name of the option is the setting's own, but for --model.
 HELP = {
     "task": "what is learned: sst (5 classes), cfimdb (2 classes), mlm (masked-language-model pre-training), quora "
-            "(paraphrase), sts (similarity), sign and score (sst in two other forms); several as sst+quora+sts",
+            "(paraphrase), sts (similarity), squad (questions), sign and score (sst in two other forms); several as "
+            "sst+quora+sts",
     "encoder": "bert, attention (one layer, chapter 2) or bag (of embeddings, chapter 1)",
     "init": "pretrained, or random: the same shape and vocabulary with no learned weights",
     "weights": "minilm, a directory with config.json and model.safetensors, a hub name, or scratch",
@@ -64,6 +65,10 @@ HELP = {
     "pooling": "of a sentence that is read alone: pooler ([CLS]) or mean (over the tokens)",
     "projection": "size of a linear layer on that vector; 0: none",
     "quora_limit": "the most question pairs to train on; 0: all",
+    "window_length": "word pieces of a window of question and passage, for squad",
+    "question_length": "the most word pieces of a question, for squad",
+    "window_step": "by how many word pieces one window follows another, for squad",
+    "answer_length": "the most word pieces of an answer, for squad",
     "adapt": "none, or lora: the encoder is frozen and each task has its own low-rank adapters",
     "lora_r": "rank of the adapters",
     "lora_alpha": "the adapters' α",

@@ -29,7 +29,7 @@ class ManyTasks(BaseTask):
         self.config, self.start, self.tokenizer = config, start, start.tokenizer
         self.every = every                                   # {name: task}
         self.trained = trained_tasks(config)
-        self.counts = [len(every[name].train_labels) for name in self.trained]
+        self.counts = [len(every[name].train_ids) for name in self.trained]
         self.model = self.joined(start.encoder)
         prepare(config, self.model, list(every), [ids for task in every.values() for ids in task.pieces()])
         self.streams = {name: Stream(self.deal(name)) for name in self.trained}
@@ -134,9 +134,20 @@ class ManyTasks(BaseTask):
         return {"names": self.trained, "counts": self.counts, "batches_by_epoch": per_epoch}
 
     def about(self) -> dict:
-        """What a checkpoint must know to rebuild the model."""
+        """What a checkpoint must know to rebuild the model: what each task must know, and whose labels are which."""
+        known = [task.about() for task in self.every.values()]
         names = {name: list(task.label_names) for name, task in self.every.items() if hasattr(task, "label_names")}
-        return {"shape": self.start.shape, "label_names_of": names}
+        spans = [own["spans"] for own in known if "spans" in own]
+        return {"shape": self.start.shape, "label_names_of": names, **({"spans": spans[0]} if spans else {})}
+
+    def finish(self, directory) -> None:
+        """What each task keeps; and the adapters."""
+        for name, task in self.every.items():
+            if name == "squad":
+                self.choose(name)
+                self.model.eval()
+                task.finish(directory)
+        super().finish(directory)
 
 
 class OneHead(torch.nn.Module):

@@ -28,6 +28,8 @@ STS_COLUMNS = ["experiment", "setting", "dev r, untrained", "dev r", "dev square
                "published dev r"]
 MANY_COLUMNS = ["experiment", "setting", "average, untrained", "average", "SST accuracy", "Quora accuracy", "STS r", "steps",
                 "parameters trained", "published average"]
+SQUAD_COLUMNS = ["experiment", "setting", "answering nothing", "exact match", "F1", "F1 at the best threshold",
+                 "parameters trained", "published F1"]
 TWO_COLUMNS = ["experiment", "setting", "accuracy of the sign, untrained", "accuracy of the sign", "r of the score, untrained",
                "r of the score", "published"]
 
@@ -148,12 +150,18 @@ def _trained(row) -> str:
 # Where the score of each task is in a record, with the column of the reports' tables.
 SCORES = {"sst": ("sst", "accuracy"), "qqp": ("quora", "accuracy"), "sts_r": ("sts", "pearson")}
 
+def _squad_cells(row) -> list[str]:
+    return [records.mean_and_spread(row.values(*keys)) for keys in (
+        ("data", "dev_nothing"), ("best", "dev", "em"), ("best", "dev", "f1"), ("best", "dev", "best_f1"))] + [_trained(row)]
+
+
 # A table for each kind of task: its title, its columns, and what fills a row between the setting and the published number.
 KINDS = {
     "sentence": ("Sentence classification", SENTENCE_COLUMNS, _sentence_cells),
     "mlm": ("Guessing hidden word pieces", MASKED_COLUMNS, _masked_cells),
     "quora": ("Paraphrase", QUORA_COLUMNS, _quora_cells),
     "sts": ("Similarity", STS_COLUMNS, _sts_cells),
+    "squad": ("Questions on a passage", SQUAD_COLUMNS, _squad_cells),
     "two": ("Sign and score of a sentence", TWO_COLUMNS, _two_cells),
     "many": ("Three tasks, one model", MANY_COLUMNS, _many_cells),
 }

@@ -22,6 +22,7 @@ from minbert.run import device as devices
 from minbert.run.batching import filled_batches, restore
 from minbert.run.data_pairs import load_squad
 from minbert.run.recipes import source_name
+from minbert.run.tasks import BaseTask
 from minbert.run.windows import WindowIds, Windows, WindowSettings, load_windows
 from minbert.tokens import pad
 
@@ -115,7 +116,7 @@ def write_answers(directory, questions, answers) -> None:
         checkpoint.write_whole(Path(directory) / f"{name}.json", text.encode())
 
 
-class SquadTask:
+class SquadTask(BaseTask):
     """A question and a passage in, the answer's place in the passage out, or none; the score is F1 on the dev set.
 
     Args:
@@ -130,7 +131,8 @@ class SquadTask:
         ValueError: settings that can't work: windows longer than the model's positions, or a last layer for [CLS] only.
     """
 
-    score = "f1"                   # which of the metrics chooses the best checkpoint: higher is better
+    name = "squad"
+    score = "f1"
     unit = "windows"
 
     def __init__(self, config, start, model=None, train=None, dev=None, cache=None, progress=True):
@@ -145,14 +147,14 @@ class SquadTask:
         train, dev = train or load_squad("train", config.data), dev or load_squad("dev", config.data)
         self.questions, self.notes = dev.questions, []
         self.windows, self.dev_windows = (self._windows(part, cache, progress) for part in (train, dev))
-        self.train_ids = WindowIds(self.windows)
+        self.train_ids = WindowIds(self.windows)             # an epoch passes over windows, not over questions
         self.example_ids = _NamesOf(train.questions, self.windows)
         self.model = model
         if model is None:
             self.model = squad.SpanExtractor(start.encoder)
             use_fast(self.model, config.attention == "fast")
             if config.embedding_rows == "occurring":
-                use_occurring_rows(self.model, [np.unique(self.windows.arrays["ids"]).tolist()])
+                use_occurring_rows(self.model, self.pieces())
             freeze(self.model, config.freeze, config.freeze_layers)
         self.data = {"name": source_name(config.data), "train": _described(train, self.windows),
                      "dev": _described(dev, self.dev_windows),
@@ -169,6 +171,15 @@ class SquadTask:
         windows, notes = load_windows(self.tokenizer, part.questions, part.sha256, self.settings, cache, progress)
         self.notes += notes
         return windows
+
+    def pieces(self):
+        """All word pieces of the training windows."""
+        return [np.unique(self.windows.arrays["ids"]).tolist()]
+
+    @property
+    def lengths(self):
+        """The number of word pieces of each training window."""
+        return self.windows.lengths.tolist()
 
     def batch(self, indices, step: int) -> dict:
         """The tensors of the training windows with these indices, see `window_batch`."""
@@ -212,6 +223,7 @@ class SquadTask:
         """Answer the dev questions with the best weights, and keep the answers, see `write_answers`."""
         arithmetic = self.arithmetic or devices.choose(str(next(self.model.parameters()).device), self.config.precision)
         write_answers(directory, self.questions, self.answer(arithmetic)[0])
+        super().finish(directory)
 
 
 def squad_texts(data) -> list[str]:

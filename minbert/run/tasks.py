@@ -337,11 +337,8 @@ def make(config: Config, runs="runs"):
     for name in names:             # before anything is read
         if name in PAIRS:
             pair_task.check(config, name)
-    kinds = {"quora": pair_task.SentencePairTask, "sts": pair_task.SentencePairTask, "score": ScoreTask}
-    if "squad" in names:
-        from minbert.run.squad_task import SquadTask
-
-        kinds["squad"] = SquadTask
+    kinds = {"quora": pair_task.SentencePairTask, "sts": pair_task.SentencePairTask, "score": ScoreTask,
+             "squad": squad_task_of}
     splits = {name: [read_split(config, name, split) for split in ("train", "dev")] for name in names}
     texts = [text for train, _ in splits.values() for text in texts_of(train)]
     start = build.start(config, texts, runs)
@@ -351,6 +348,13 @@ def make(config: Config, runs="runs"):
     task = every[names[0]]
     prepare(config, task.model, names, task.pieces(), adapter=names[0])
     return task
+
+
+def squad_task_of(config: Config, name: str, start, train, dev):
+    """SQuAD's task, with a new head on the encoder; freezing and the like is left to `prepare`."""
+    from minbert.run.squad_task import SquadTask
+
+    return SquadTask(config, start, build.model_on(start.encoder, config, name), train, dev)
 
 
 def read_split(config: Config, name: str, split: str):
@@ -376,7 +380,9 @@ def signs(dataset):
 def texts_of(data) -> list[str]:
     """All texts of a split, from which a vocabulary can be learned."""
     if hasattr(data, "questions"):
-        return [q.question for q in data.questions] + list(dict.fromkeys(q.context for q in data.questions))
+        from minbert.run.squad_task import squad_texts
+
+        return squad_texts(data)
     return data.first + data.second if hasattr(data, "first") else data.texts
 
 
