@@ -269,6 +269,7 @@ def test_the_model_of_many_tasks_owns_its_encoder_once():
 
 def test_table1_shows_what_was_run_and_leaves_gaps(tmp_path, monkeypatch):
     """Records made by the runner with tiny models; the average is of the three tasks, or not there."""
+    plt = pytest.importorskip("matplotlib.pyplot")
     resolve = recipes.resolve
     monkeypatch.setattr(recipes, "resolve", lambda name, size="small", **k: recipes.make(
         recipe=name, size="small", **{**SMALL, **{key: value for key, value in recipes.RECIPES[name].settings.items()
@@ -289,6 +290,16 @@ def test_table1_shows_what_was_run_and_leaves_gaps(tmp_path, monkeypatch):
     text = report.table_text(names, root)
     assert "Paraphrase" in text and "Similarity" in text and "Three tasks, one model" in text
     assert "published" in text and ".795 (S0" in text
+
+    figure = report.curves(names, root)              # a row a kind, each with the score of its own kind
+    assert [ax.get_ylabel() for ax in figure.axes[1::2]] == ["accuracy", "Pearson's r", "average"]
+    figure = report.task_curves(["annealed", "sequential"], root)
+    drawn, gap = figure.axes
+    assert gap.get_title() == "sequential: not run" and not gap.get_lines()
+    record = json.loads(next((tmp_path / "records" / "annealed").glob("*.json")).read_text())
+    line = drawn.get_lines()[0].get_ydata()
+    assert line[0] == record["untrained"]["dev"]["tasks"]["sst"]["accuracy"] and len(line) == 1 + len(record["epochs"])
+    plt.close("all")
 
 
 def test_every_row_of_table1_is_a_recipe_with_the_reports_row():

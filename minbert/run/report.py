@@ -300,12 +300,12 @@ def show_table(table: ResultTable) -> None:
 # ---- curves ------------------------------------------------------------------------------------------------------
 
 def curves(recipes=None, root=None):
-    """A matplotlib figure: training loss by step on the left, accuracy by epoch (dev solid, train dotted) on the right.
+    """A matplotlib figure: training loss by step on the left, score by epoch (dev solid, train dotted) on the right.
 
     Each experiment has a colour and a marker of its own.  A line is the mean over its seeds; the band reaches from the
     lowest to the highest seed.  Where no run has a second epoch there is no line to draw on the right: each experiment
-    has a row there, with a marker a seed (dev filled, train hollow), and the rows stand for a legend.  What was not run is not drawn.  End the cell with
-    `plt.show()`.
+    has a row there, with a marker a seed (dev filled, train hollow), and the rows stand for a legend.  What was not run is
+    not drawn.  Each kind of task has a row of its own.  End the cell with `plt.show()`.
     """
     import matplotlib.pyplot as plt
 
@@ -316,10 +316,15 @@ def curves(recipes=None, root=None):
 
 
 def _kinds(recipes, root) -> list[list]:
-    """The recorded rows in one or two groups: classification and pre-training have losses and scores of other sizes."""
+    """The recorded rows by kind of task: their losses and scores are of other sizes."""
     rows = records.rows(None if recipes is None else [find(name).name for name in recipes], root)
-    groups = [[row for row in rows if (RECIPES[row.recipe].settings["task"] == "mlm") == masked] for masked in (False, True)]
+    groups = [[row for row in rows if _kind(row.recipe) == kind] for kind in KINDS]
     return [group for group in groups if group] or [[]]
+
+
+# What the curves of a kind of task show by epoch: the axis' label, and the key of the score.
+SHOWN = {"sts": ("Pearson's r", "pearson"), "many": ("average", "average"), "two": ("average", "average"),
+         "squad": ("F1", "f1")}
 
 
 def _draw_kinds(kinds, figure) -> None:
@@ -335,6 +340,7 @@ def _draw(rows, left, right) -> None:
 
     markers = "osD^vPX"                              # one more than there are colours: the pairs repeat late
     crowded = len(rows) > len(COLOURS)
+    label, key = SHOWN.get(_kind(rows[0].recipe), ("accuracy", "accuracy")) if rows else ("accuracy", "accuracy")
     one_epoch = bool(rows) and all(len(record["epochs"]) == 1 for group in rows for record in group.records)
     marked = crowded or one_epoch
     names = []                                       # in the order of the rows
@@ -354,12 +360,14 @@ def _draw(rows, left, right) -> None:
 
         if one_epoch:
             for part, fill, size in (("train", "none", 6), ("dev", colour, 5)):
-                scores = [record["epochs"][0][part]["accuracy"] for record in group.records]
+                scores = [record["epochs"][0][part][key] for record in group.records if key in record["epochs"][0][part]]
                 right.plot(scores, [number] * len(scores), marker, color=colour, markerfacecolor=fill, markersize=size,
                            clip_on=False)
             continue
         for part, style in (("dev", "-"), ("train", ":")):
-            scores = [[epoch[part]["accuracy"] for epoch in record["epochs"]] for record in group.records]
+            scores = [[epoch[part][key] for epoch in record["epochs"] if key in epoch[part]] for record in group.records]
+            if not scores[0]:                        # a regression has no share of right answers in training
+                continue
             scores = np.array([line[:min(map(len, scores))] for line in scores])        # (seeds, epochs)
             epochs = np.arange(scores.shape[1]) + 1
             right.plot(epochs, scores.mean(axis=0), style, color=colour, marker=marker, markersize=4)
@@ -367,17 +375,53 @@ def _draw(rows, left, right) -> None:
             right.set_xticks(range(1, max(len(epochs), int(right.get_xlim()[1])) + 1))
     left.set(xlabel="step", ylabel="training loss")
     if one_epoch:
-        right.set(xlabel="accuracy after the only epoch", title="dev filled, train hollow", ylim=(len(rows) - 0.5, -0.5))
+        right.set(xlabel=f"{label} after the only epoch", title="dev filled, train hollow", ylim=(len(rows) - 0.5, -0.5))
         right.set_yticks(range(len(rows)), names, fontsize=8)
         right.grid(True, axis="both")
     else:
-        right.set(xlabel="epoch", ylabel="accuracy", title="dev solid, train dotted")
+        right.set(xlabel="epoch", ylabel=label, title="dev solid, train dotted")
     if one_epoch:
         left.set_title("colours and markers as on the right")
     elif rows:
         left.legend(fontsize=7 if crowded else 9)
     else:
         left.set_title("no record")
+
+
+def task_curves(recipes, root=None):
+    """A matplotlib figure: for each recipe of several tasks a panel with the dev score of each task by epoch.
+
+    Epoch 0 is the untrained model.  A line is the mean over the seeds, the band reaches from the lowest to the highest.
+    What was not run is said in its panel.  End the cell with `plt.show()`.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from minbert.show import COLOURS
+
+    found = {row.recipe: row for row in records.rows([find(name).name for name in recipes], root) if row.size != "full"}
+    figure, axes = plt.subplots(1, len(recipes), figsize=(3.2 * len(recipes), 3.2), sharey=True, squeeze=False,
+                                layout="constrained")
+    labels = {"sst": "SST, accuracy", "qqp": "Quora, accuracy", "sts_r": "STS, r"}
+    for name, ax in zip(recipes, axes[0]):
+        ax.set(title=name if name in found else f"{name}: {NOT_RUN}", xlabel="epoch")
+        for number, (column, keys) in enumerate(SCORES.items()):
+            runs = []
+            for record in found[name].records if name in found else []:
+                devs = [record["untrained"]["dev"], *(epoch["dev"] for epoch in record["epochs"])]
+                runs.append([dev["tasks"][keys[0]][keys[1]] for dev in devs])
+            if runs:
+                runs = np.array(runs)                                                        # (seeds, epochs + 1)
+                epochs = np.arange(runs.shape[1])
+                ax.plot(epochs, runs.mean(axis=0), color=COLOURS[number], marker="os^"[number], markersize=4,
+                        label=labels[column])
+                ax.fill_between(epochs, runs.min(axis=0), runs.max(axis=0), color=COLOURS[number], alpha=0.2, linewidth=0)
+                ax.set_xticks(epochs)
+    axes[0][0].set_ylabel("dev score")
+    drawn = [ax for ax in axes[0] if ax.get_lines()]
+    if drawn:
+        drawn[0].legend(fontsize=8)
+    return figure
 
 
 def save_curves(recipes, file, root=None) -> str:
