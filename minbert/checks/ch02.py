@@ -207,6 +207,8 @@ def _attention_mistakes(q, k, v, bias):
             lambda: (scaled.transpose(-2, -1) + b).softmax(-1) @ v,
         "The probabilities are transposed before they meet the values.": lambda: right.transpose(-2, -1) @ v,
         "The average is taken over the keys. It is the values that are averaged.": lambda: right @ k,
+        "Keys and values have changed places: the scores are made with the keys, and the values are averaged.":
+            lambda: (q @ v.transpose(-2, -1) / math.sqrt(size) + b).softmax(-1) @ k,
     }  # fmt: skip
     if bias is None:
         return mistakes | {
@@ -356,6 +358,8 @@ def _module_mistakes(module, x, bias, heads):
         "The keys are used as the values too.": lambda: module.output(merge_heads(_attend(split(q), split(k), split(k), bias))),
         "The queries are used as the keys too.": lambda: module.output(merge_heads(_attend(split(q), split(q), split(v), bias))),
         "Queries and keys have changed places.": lambda: module.output(merge_heads(_attend(split(k), split(q), split(v), bias))),
+        "Keys and values have changed places: `attend` takes q, k, v in this order.":
+            lambda: module.output(merge_heads(_attend(split(q), split(v), split(k), bias))),
         "The values are x itself, without their linear layer.":
             lambda: module.output(merge_heads(_attend(split(q), split(k), split(x), bias))),
         "The scores are divided by √D. Each head's vectors have size Dh.":
