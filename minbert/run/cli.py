@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from minbert import __version__
-from minbert.run import ask, recipes
+from minbert.run import ask, recipes, vectors
 from minbert.run.recipes import CHOICES, Config, RecipeError
 
 # What `minbert train --help` says of each setting.  The name of the option is the setting's own, but for --model.
@@ -634,6 +634,7 @@ def make_parser() -> OneLineParser:
     add_checkpoint(sub)
 
     ask.add_ask(command, add_checkpoint)
+    vectors.add_vectors(command, add_precision)
 
     sub = command("report", command_report, "tables and curves from the recorded runs", [
         "minbert report", "minbert report --chapter 5 --format markdown", "minbert report sst-full --curves curves.svg"])
