@@ -3,6 +3,7 @@
 - `use_fast`: attention by PyTorch's fused kernel.
 - `use_cls_only`: the last layer works for [CLS] alone, where nothing else of it is read.
 - `use_occurring_rows`: the optimizer visits only those embedding rows that the data can change.
+- `use_fast_lora`: one product with the A of query, key and value, where the plain form has three.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from minbert.attention import MultiHeadAttention, merge_heads, split_heads
 from minbert.bert import BertLayer, BertModel
+from minbert.lora import LoRALinear
 
 
 def fast_attention(q, k, v, bias=None, dropout=0.0):
@@ -60,11 +62,11 @@ class CLSLayer(BertLayer):
     def forward(self, x, bias=None):
         """x (B, T, D) and bias (B, 1, 1, T) or None to (B, 1, D): what the plain layer gives for token 0."""
         first, a = x[:, :1], self.attention  # (B, 1, D)
-        q = split_heads(a.query(first), a.heads)  # (B, H, 1, Dh)
-        k = split_heads(a.key(x), a.heads)  # (B, H, T, Dh)
-        v = split_heads(a.value(x), a.heads)  # (B, H, T, Dh)
+        [q], (k, v) = together([a.query], first), together([a.key, a.value], x)
+        q, k, v = (split_heads(part, a.heads) for part in (q, k, v))  # (B, H, 1, Dh), twice (B, H, T, Dh)
         context, _ = a.attend(q, k, v, bias, a.dropout if a.training else 0.0)  # (B, H, 1, Dh)
-        h = self.attention_norm(first + self.dropout(a.output(merge_heads(context))))  # (B, 1, D)
+        [mixed] = together([a.output], merge_heads(context))  # (B, 1, D)
+        h = self.attention_norm(first + self.dropout(mixed))  # (B, 1, D)
         wide = nn.functional.gelu(self.up(h))  # (B, 1, F)
         return self.output_norm(h + self.dropout(self.down(wide)))  # (B, 1, D)
 
@@ -80,6 +82,87 @@ def use_cls_only(model):
     for bert in _berts(model):
         if not isinstance(bert.layers[-1], CLSLayer):
             bert.layers[-1] = CLSLayer(bert.layers[-1])
+    return model
+
+
+# LoRA: one product for the A of several matrices ----------------------------------------------------------------------
+
+
+def together(layers, x):
+    """`[layer(x) for layer in layers]`; for `LoRALinear`s with one product for all of their A.
+
+    The plain form of LoRA reads x once more for each adapted matrix, and goes three times over its (B, T, D) result: it
+    is written, scaled, and added. Here z = x [A₁; A₂; …]ᵀ is one product, of numbers that are few; and s · z Bᵀ is added
+    to W x + b while it is computed. A batch with several tasks takes the A of them all and sets to 0 what is not a row's
+    own.
+
+    Args:
+        layers: `Linear`s, or `LoRALinear`s of one rank, scale and task, with as many inputs as x has numbers.
+        x: (B, …, in).
+
+    Returns:
+        a list of (B, …, out). The gradients are those of the plain form, too: a task that is not in the batch gets none.
+        With dropout on the updates the layers share one mask: the same distribution for each, other draws.
+    """
+    first = layers[0]
+    if type(first) is not LoRALinear or first.task is None or first.merged is not None:
+        return [layer(x) for layer in layers]  # nothing is added, or there is something to refuse
+    tasks = [first.task] if isinstance(first.task, str) else list(dict.fromkeys(first.task))  # k
+    if not isinstance(first.task, str) and len(first.task) != len(x):
+        raise ValueError(f"LoRA: {len(first.task)} task names for {len(x)} rows")
+    A = torch.cat([layer.A[task] for layer in layers for task in tasks])  # (n k r, in)
+    z = first.dropout(x) @ A.T  # (B, …, n k r)
+    if len(tasks) > 1:
+        own = torch.tensor([[name == task for task in tasks] for name in first.task], dtype=z.dtype, device=z.device)
+        own = own.repeat_interleave(first.r, dim=1).repeat(1, len(layers))  # (B, n k r)
+        z = z * own.view(len(x), *[1] * (x.ndim - 2), -1)
+    z = z.flatten(0, -2)  # (N, n k r)
+    outputs = []
+    for layer, part in zip(layers, z.chunk(len(layers), dim=1)):
+        B = torch.cat([layer.B[task] for task in tasks], dim=1)  # (out, k r)
+        y = layer.linear(x)  # (B, …, out)
+        outputs.append(torch.addmm(y.flatten(0, -2), part, B.T, alpha=layer.scale).view(y.shape))
+    return outputs
+
+
+class LoRAAttention(MultiHeadAttention):
+    """A `MultiHeadAttention` with `LoRALinear`s in it, of which query, key and value are computed `together`.
+
+    Args:
+        attention: the plain one. Its parts are shared, not copied: same parameters, same names.
+    """
+
+    def __init__(self, attention):
+        nn.Module.__init__(self)  # not MultiHeadAttention's: that would make new parameters
+        for name, part in attention.named_children():
+            self.add_module(name, part)
+        self.heads, self.dropout, self.attend = attention.heads, attention.dropout, attention.attend
+        self.keep_probabilities, self.probabilities = attention.keep_probabilities, None
+        self.plain = [attention]  # in a list: it is no part of this module
+        self.train(attention.training)
+
+    def forward(self, x, bias=None):
+        """x (B, T, D) and bias (B, 1, 1, T) or None to (B, T, D)."""
+        q, k, v = (split_heads(part, self.heads) for part in together([self.query, self.key, self.value], x))
+        context, probabilities = self.attend(q, k, v, bias, self.dropout if self.training else 0.0)  # (B, H, T, Dh)
+        if self.keep_probabilities:
+            self.probabilities = probabilities
+        return together([self.output], merge_heads(context))[0]  # (B, T, D)
+
+
+def use_fast_lora(model, on=True):
+    """Let every attention in `model` that `add_lora` has adapted use `LoRAAttention` (or the plain form, with `on=False`).
+
+    Call it after `add_lora`; before it there is nothing to change. Returns the model.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if on and type(child) is MultiHeadAttention and type(child.query) is LoRALinear:
+                setattr(parent, name, LoRAAttention(child))
+            elif not on and isinstance(child, LoRAAttention):
+                plain = child.plain[0].train(child.training)
+                plain.attend, plain.keep_probabilities = child.attend, child.keep_probabilities
+                setattr(parent, name, plain)
     return model
 
 

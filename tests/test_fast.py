@@ -11,7 +11,10 @@ from minbert.bert import BertConfig, BertModel
 from minbert.checks.engine import randomise
 from minbert.classify import SentenceClassifier, freeze, trainable
 from minbert.embeddings import BagOfEmbeddings
-from minbert.fast import CLSLayer, OccurringRows, use_cls_only, use_fast, use_occurring_rows
+from minbert.fast import (
+    CLSLayer, LoRAAttention, OccurringRows, together, use_cls_only, use_fast, use_fast_lora, use_occurring_rows,
+)  # fmt: skip
+from minbert.lora import adapted, add_lora, load_adapter, merge, save_adapter, unmerge, use_task
 from minbert.optim import make_optimizer
 from minbert.pretrained import load_pretrained, save_pretrained
 from minbert.run import build, device, loop, recipes
@@ -242,3 +245,78 @@ def test_an_interrupted_run_goes_on_with_the_same_rows(tmp_path, monkeypatch):
 def test_where_the_other_tokens_or_rows_are_read_the_setting_is_refused(changes, key, value):
     with pytest.raises(RecipeError, match=f"{key} '{value}' is for a BERT that classifies"):
         settings(**changes, **{key: value})
+
+
+# ---- LoRA: one product for the A of several matrices ---------------------------------------------------------------
+
+def adapted_classifier(feed_forward=False, scaling="alpha"):
+    """A classifier in float64 with three tasks, none of whose parameters is zero."""
+    model = classifier()
+    add_lora(model.encoder, ["sst", "quora", "sts"], r=3, alpha=2.0, scaling=scaling, feed_forward=feed_forward)
+    return randomise(model, 1)
+
+
+ROWS = ["sst", "sts", "sst", "sts"]                     # quora is idle
+
+
+@pytest.mark.parametrize("feed_forward, scaling", [(False, "alpha"), (True, "alpha/r")])
+@pytest.mark.parametrize("cls", [False, True])
+@pytest.mark.parametrize("task", ["quora", ROWS, ["sts"] * 4, None], ids=["a batch", "rows", "rows of one", "none"])
+def test_fast_lora_has_the_outputs_and_gradients_of_the_plain_form(task, cls, feed_forward, scaling):
+    plain = use_task(adapted_classifier(feed_forward, scaling), task)
+    fast = use_fast_lora(use_task(adapted_classifier(feed_forward, scaling), task))
+    if cls:
+        use_cls_only(fast)
+    assert [type(layer.attention) for layer in fast.encoder.layers] == [LoRAAttention] * 3
+    (want, wanted), (got, found) = gradients(plain), gradients(fast)
+    assert close(got, want) and wanted.keys() == found.keys()
+    learned = 0
+    for name, gradient in wanted.items():
+        if gradient is None:
+            assert found[name] is None, name             # frozen, or of a task that is not in this batch
+        else:
+            assert close(found[name], gradient), name
+            learned += gradient.abs().max().item() > 0
+    assert learned >= (0 if task is None else 2 * 4 * 3)
+
+
+def test_fast_lora_can_be_merged_saved_switched_off_and_refuses_what_the_plain_form_refuses(tmp_path):
+    model = use_fast_lora(use_fast(use_task(adapted_classifier(), "sts")))
+    ids, mask, _ = batch()
+    want = model(ids, mask)
+    assert close(merge(model, "sts")(ids, mask), want)
+    with pytest.raises(RuntimeError, match="'sts' is merged into the weights"):
+        use_task(model, "sst")(ids, mask)
+    unmerge(model)
+    with pytest.raises(ValueError, match="3 task names for 4 rows"):
+        use_task(model, ROWS[:3])(ids, mask)
+    names = list(model.state_dict())
+    assert names == list(adapted_classifier().state_dict())
+    save_adapter(use_task(model, "sts"), "sts", tmp_path / "sts.safetensors")
+    assert load_adapter(model, tmp_path / "sts.safetensors", "again") == "again"
+    assert torch.equal(use_task(model, "again")(ids, mask), use_task(model, "sts")(ids, mask))
+    off = use_fast_lora(model, on=False)
+    assert not any(isinstance(module, LoRAAttention) for module in off.modules()) and close(off(ids, mask), want)
+    assert use_fast_lora(classifier()).encoder.layers[0].attention.__class__.__name__ == "MultiHeadAttention"
+
+
+def test_fast_lora_trains_as_the_plain_form_does():
+    plain, fast = use_task(adapted_classifier(), ROWS[:2]), use_fast_lora(use_task(adapted_classifier(), ROWS[:2]))
+    want, found = train(plain, weight_decay=0.1).state_dict(), train(fast, weight_decay=0.1).state_dict()
+    assert all(torch.allclose(found[name], want[name], atol=1e-9, rtol=1e-9) for name in want)
+
+
+def test_fast_lora_in_bfloat16_and_with_dropout_on_the_updates():
+    model = use_fast_lora(use_task(adapted_classifier().float(), "sst")).eval()
+    ids, mask, _ = batch()
+    want = model(ids, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(model(ids, mask).float(), want, atol=0.1 * want.abs().max().item())
+    layers = [layer for _, layer in adapted(model)][:3]
+    for layer in layers:
+        layer.dropout.p = 1.0
+    x = torch.randn(2, 5, 24)
+    assert not torch.equal(together(layers, x)[0], layers[0].linear(x))            # evaluation: nothing is dropped
+    model.train()
+    for output, layer in zip(together(layers, x), layers):
+        assert torch.allclose(output, layer.linear(x))                              # all of the update is dropped
