@@ -154,7 +154,7 @@ def test_a_run_with_a_projection_uses_it_and_one_with_adapters_is_refused(tmp_pa
     meta = {"config": {"encoder": "bag", "size": "small"}, "shape": shape}
     checkpoint.save("run/best-1.safetensors", model.state_dict(), meta)
     embedder = vectors.load_embedder("run")
-    rows, _ = vectors.sentence_vectors(embedder, SENTENCES, normalise=False)
+    rows, _ = vectors.embed_sentences(embedder, SENTENCES, normalise=False)
     want = model.embed(*pad(encode(tokenizer, SENTENCES, 128).ids))
     assert rows.shape == (5, 3) and np.abs(rows - want.detach().numpy()).max() < 1e-6
     meta["config"]["adapt"] = "lora"

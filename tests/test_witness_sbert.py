@@ -10,7 +10,7 @@ from minbert.bert import BertConfig, BertModel
 from minbert.pairs import ApartPairs, CosineScore, VectorHead, nearest_class, pair_loss
 from minbert.pretrained import find_weights, hf_name, save_pretrained
 from minbert.run.data import load_task
-from minbert.run.vectors import load_embedder, sentence_vectors
+from minbert.run.vectors import load_embedder, embed_sentences
 from minbert.tokens import encode, pad, train_wordpiece
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def theirs(directory):
 @pytest.mark.parametrize("weights, normalise", [("tiny", True), ("tiny", False), ("minilm", True)])
 def test_the_vectors_are_theirs(weights, normalise, tiny):
     directory = tiny if weights == "tiny" else find_weights("minilm")
-    ours, cut = sentence_vectors(load_embedder(str(directory)), FIRST + SECOND, "mean", normalise, max_length=64)
+    ours, cut = embed_sentences(load_embedder(str(directory)), FIRST + SECOND, "mean", normalise, max_length=64)
     want = theirs(directory).encode(FIRST + SECOND, batch_size=3, normalize_embeddings=normalise)
     assert cut == 0 and ours.shape == want.shape
     assert abs(ours - want).max() <= 1e-6

@@ -94,8 +94,8 @@ def load_embedder(source: str) -> Embedder:
                     meta["shape"].get("max_positions", 512), config["size"] == "smoke")
 
 
-def sentence_vectors(embedder: Embedder, sentences: list, pooling="mean", normalise=True, max_length=128, arithmetic=None,
-                     batch_size=64, progress=False):
+def embed_sentences(embedder: Embedder, sentences: list, pooling="mean", normalise=True, max_length=128, arithmetic=None,
+                    batch_size=64, progress=False):
     """The vectors of sentences: (N, D) float32, in their order, and how many of the sentences were cut.
 
     Args:
@@ -303,8 +303,8 @@ def command_embed(options) -> int:
 
     arithmetic = device.choose(options.device, options.precision)
     embedder = load_embedder(options.model)
-    rows, cut = sentence_vectors(embedder, sentences, options.pooling, options.normalise, options.max_length, arithmetic,
-                                 progress=not options.quiet)
+    rows, cut = embed_sentences(embedder, sentences, options.pooling, options.normalise, options.max_length, arithmetic,
+                                progress=not options.quiet)
     made = {"model": options.model, "sha256": embedder.sha256, "pooling": options.pooling,
             "normalised": options.normalise, "max_length": options.max_length}
     write_vectors(path, rows, sentences, made)
@@ -364,7 +364,7 @@ def command_similar(options) -> int:
         raise VectorsError(f"{options.vectors}: made with other weights than those of {embedder.name} now: name their place "
                            "by --model, or make it again with minbert embed")
     longest = min(made.get("max_length", 128), embedder.longest)
-    asked, cut = sentence_vectors(embedder, queries, pooling, True, longest, arithmetic)
+    asked, cut = embed_sentences(embedder, queries, pooling, True, longest, arithmetic)
     _warn_smoke(embedder)
     if cut:
         print(f"{cut} of {len(queries)} queries {'was' if cut == 1 else 'were'} too long and {'was' if cut == 1 else 'were'} cut",
