@@ -52,10 +52,8 @@ def test_a_cut_keeps_the_same_pairs_whatever_their_order(tmp_path):
 
 @pytest.mark.parametrize("call, message", [
     (lambda p: load_pairs("quorra", "train", p), "did you mean quora"),
-    (lambda p: load_pairs("quora", "train", "hub"), "not read from the hub: use --data builtin"),
     (lambda p: load_pairs("quora", "dev", p), "no such file"),
     (lambda p: load_squad("dev", p), "no such file"),
-    (lambda p: load_squad("dev", "hub"), "use --data builtin"),
 ])
 def test_what_is_not_there_is_said(tmp_path, call, message):
     with pytest.raises(DataError, match=message):
@@ -110,3 +108,45 @@ def test_a_file_that_is_no_squad_says_where(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_squad(path)
+
+
+# ---- the hub, from local files with its columns ------------------------------------------------------------------
+
+def hub_files(tmp_path, rows):
+    pytest.importorskip("datasets")
+    path = tmp_path / "rows.json"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return {"train": str(path)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("task, columns, labels", [
+    ("quora", ("question1", "question2"), [1, 0, 1]), ("sts", ("sentence1", "sentence2"), [3.8, 0.0, 5.0])])
+def test_pairs_come_from_glue_with_its_columns(tmp_path, task, columns, labels):
+    rows = [{columns[0]: f"first {i}", columns[1]: f" second {i} ", "label": label, "idx": 7 + i}
+            for i, label in enumerate(labels)]
+    data = load_pairs(task, "train", "hub", hub_files=hub_files(tmp_path, rows))
+    assert data.first == ["first 0", "first 1", "first 2"] and data.second == ["second 0", "second 1", "second 2"]
+    assert data.labels == labels and data.ids == ["7", "8", "9"] and len(data.sha256) == 64 and data.source == "hub"
+
+
+def test_a_hidden_label_of_glues_test_split_is_refused_with_its_row(tmp_path):
+    rows = [{"question1": "a", "question2": "b", "label": 1, "idx": 0}, {"question1": "a", "question2": "c", "label": -1, "idx": 1}]
+    with pytest.raises(DataError, match="row 2: the label -1 is out of range"):
+        load_pairs("quora", "train", "hub", hub_files=hub_files(tmp_path, rows))
+
+
+def test_squad_comes_from_the_hub_with_its_columns(tmp_path):
+    context = "The mill is old. It ground rye."
+    row = {"id": "q1", "title": "Mill", "question": "What did it grind?", "context": context}
+    good = {**row, "answers": {"text": ["rye"], "answer_start": [27]}}
+    none = {**row, "id": "q2", "answers": {"text": [], "answer_start": []}}
+    data = load_squad("train", "hub", hub_files=hub_files(tmp_path, [good, none]))
+    assert [(q.id, q.answers, q.context) for q in data.questions] == [("q1", (("rye", 27),), context), ("q2", (), context)]
+    bad = {**row, "answers": {"text": ["rye"], "answer_start": [3]}}
+    with pytest.raises(DataError, match="question q1: the answer 'rye' is not at character 3"):
+        load_squad("train", "hub", hub_files=hub_files(tmp_path, [bad]))

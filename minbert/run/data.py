@@ -211,6 +211,46 @@ def load_task(task, split, source="builtin"):
                    spec.label_names, notes)
 
 
+WITHOUT_HUB = "go on without it by --data builtin, or by --data and a directory in the course's format"
+
+
+def hub_rows(name, split, columns, part=None, data_files=None):
+    """The rows of one split of a data set on the Hugging Face hub: a list of (where, row), where "name (split):row 7".
+
+    Args:
+        name: the data set's name on the hub; or, with `data_files`, the kind of local files, such as "json".
+        split: "train", "dev" (called "validation" there) or "test".
+        columns: those that must be there.
+        part: the name of a part of the data set, such as "qqp" of GLUE.
+        data_files: local files with the hub's columns, for the tests.
+
+    Raises:
+        DataError: if `datasets` is missing, the hub can't be reached, the data set is empty, or a column is missing.
+    """
+    if split not in SPLITS:
+        raise DataError("hub", f"no split {split}", f"{did_you_mean(split, SPLITS)}the splits are {', '.join(SPLITS)}")
+    try:
+        import datasets
+    except ImportError:
+        raise DataError("hub", "the datasets library is not installed",
+                        f"pip install datasets, or {WITHOUT_HUB}") from None
+
+    hub_split = "validation" if split == "dev" else split
+    try:
+        with contextlib.nullcontext() if data_files or hub.reachable() else hub.cache_only():
+            rows = datasets.load_dataset(name, part, data_files=data_files, split=hub_split)
+    except Exception as error:  # the library raises many kinds, from its own to those of the network
+        reason = str(error).split("\n")[0]
+        raise DataError("hub", f"{name} could not be loaded ({type(error).__name__}: {reason})", WITHOUT_HUB) from error
+
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise DataError(name, f"no column {' or '.join(missing)}, only {', '.join(rows.column_names)}", WITHOUT_HUB)
+    if len(rows) == 0:
+        raise DataError(f"{name} ({hub_split})", "the data set is empty", WITHOUT_HUB)
+    return [(f"{name} ({hub_split}):row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
 def load_hub(task, split, path=None, data_files=None):
     """Read one split of a task from the Hugging Face hub.
 
@@ -227,35 +267,14 @@ def load_hub(task, split, path=None, data_files=None):
         DataError: if `datasets` is missing, the hub can't be reached, or a row is malformed.
     """
     spec = find_task(task)
-    if split not in SPLITS:
-        raise DataError("hub", f"no split {split}", f"{did_you_mean(split, SPLITS)}the splits are {', '.join(SPLITS)}")
-    instead = "go on without it by --data builtin, or by --data and a directory in the course's format"
     if path is None and spec.hub is None:
         raise DataError("hub", f"the task {task} is not on the hub", f"use --data and a directory with "
                         f"{spec.file.format(split=split)}")
-    try:
-        import datasets
-    except ImportError:
-        raise DataError("hub", "the datasets library is not installed",
-                        f"pip install datasets, or {instead}") from None
-
     name = spec.hub if path is None else path
-    hub_split = "validation" if split == "dev" else split
-    try:
-        with contextlib.nullcontext() if path or hub.reachable() else hub.cache_only():
-            rows = datasets.load_dataset(name, data_files=data_files, split=hub_split)
-    except Exception as error:  # the library raises many kinds, from its own to those of the network
-        reason = str(error).split("\n")[0]
-        raise DataError("hub", f"{name} could not be loaded ({type(error).__name__}: {reason})", instead) from error
-
-    missing = [column for column in ("text", "label") if column not in rows.column_names]
-    if missing:
-        raise DataError(name, f"no column {' or '.join(missing)}, only {', '.join(rows.column_names)}", instead)
     texts, labels = [], []
     digest = hashlib.sha256()
     stripped = 0
-    for number, row in enumerate(rows, start=1):
-        where = f"{name} ({hub_split}):row {number}"
+    for where, row in hub_rows(name, split, ("text", "label"), data_files=data_files):
         text = (row["text"] or "").strip()
         stripped += text != row["text"]
         texts.append(_check_text(text, "text", where))
@@ -264,10 +283,8 @@ def load_hub(task, split, path=None, data_files=None):
         said = row.get("label_text")
         if said is not None and said != spec.label_names[labels[-1]]:
             raise DataError(where, f"label {labels[-1]} means {said!r} there and {spec.label_names[labels[-1]]!r} here",
-                            instead)
+                            WITHOUT_HUB)
         digest.update(f"{labels[-1]}\t{text}\n".encode())
-    if not texts:
-        raise DataError(f"{name} ({hub_split})", "the data set is empty", instead)
     notes = [f"{stripped:,} of {len(texts):,} sentences had spaces around them, which were stripped"] if stripped else []
     return Dataset(spec.name, split, texts, labels, [str(i) for i in range(len(texts))], "hub", name, digest.hexdigest(),
                    spec.classes, spec.label_names, notes)

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from minbert.run.data import DataError, did_you_mean, find_data, find_file, read_table
+from minbert.run.data import DataError, did_you_mean, find_data, find_file, hub_rows, read_table
 from minbert.squad import Question
 
 
@@ -26,13 +26,14 @@ class PairTask:
     whole: bool                    # only whole numbers are labels
     meaning: str
     kind: str                      # as in `minbert.pairs.OBJECTIVES`
+    hub: tuple[str, ...]           # on the hub: the part of GLUE, and its columns for the two sentences
 
 
 PAIR_TASKS = {
     "quora": PairTask("quora", "quora-{split}.csv", "is_duplicate", 1, True, "0 (different) or 1 (the same question)",
-                      "paraphrase"),
+                      "paraphrase", ("qqp", "question1", "question2")),
     "sts": PairTask("sts", "sts-{split}.csv", "similarity", 5, False, "numbers from 0 (unrelated) to 5 (the same meaning)",
-                    "similarity"),
+                    "similarity", ("stsb", "sentence1", "sentence2")),
 }
 
 
@@ -55,14 +56,20 @@ class PairDataset:
         return len(self.labels)
 
 
-def load_pairs(task, split, source="builtin", limit=0):
+GLUE = "nyu-mll/glue"
+SQUAD = "rajpurkar/squad_v2"
+
+
+def load_pairs(task, split, source="builtin", limit=0, hub_files=None):
     """Read one split of a pair task.
 
     Args:
         task: "quora" or "sts".
         split: "train", "dev" or "test".
-        source: see `minbert.run.data.find_data`; the hub is not among them.
+        source: see `minbert.run.data.find_data`. On the hub it is GLUE's: QQP and STS-B.
         limit: keep only so many pairs, chosen by the hash of their sentences, so that every run keeps the same; 0: all.
+        hub_files: with source "hub", JSON files with the hub's columns in place of the hub, as `datasets` names them: for
+            the tests.
 
     Returns:
         a PairDataset.  Repeated pairs are kept and counted in its notes.
@@ -73,20 +80,24 @@ def load_pairs(task, split, source="builtin", limit=0):
     if task not in PAIR_TASKS:
         raise DataError(task, "no such pair task", f"{did_you_mean(task, PAIR_TASKS)}there are {', '.join(PAIR_TASKS)}")
     spec, source = PAIR_TASKS[task], find_data(source)
-    if source.directory is None:
-        raise DataError("hub", f"the task {task} is not read from the hub", "use --data builtin, or --data and a directory "
-                        f"with {spec.file.format(split=split)}")
-    path = find_file(source, spec.file, split)
-    table = read_table(path, ("sentence1", "sentence2", spec.label_column), optional=("id",))
+    if source.name == "hub":
+        part, *columns = spec.hub
+        path, digest, notes, name, label = f"{GLUE} {part}", None, [], "idx", "label"
+        found = hub_rows("json" if hub_files else GLUE, split, (*columns, label), None if hub_files else part, hub_files)
+    else:
+        path, columns, name, label = find_file(source, spec.file, split), ["sentence1", "sentence2"], "id", spec.label_column
+        table = read_table(path, (*columns, label), optional=(name,))
+        digest, notes = table.sha256, list(table.notes)
+        found = [(f"{path}:{line}", row) for line, row in table.rows]
     rows = []
-    for line, row in table.rows:
-        where = f"{path}:{line}"
-        sides = [row[column].strip() for column in ("sentence1", "sentence2")]
-        for column, text in zip(("sentence1", "sentence2"), sides):
+    for where, row in found:
+        sides = [(row[column] or "").strip() for column in columns]
+        for column, text in zip(columns, sides):
             if not text:
                 raise DataError(where, f"{column} is empty", "write both sentences, or remove the row")
-        rows.append((*sides, pair_label(row[spec.label_column], spec, where), row.get("id", str(len(rows)))))
-    notes = list(table.notes)
+        rows.append((*sides, pair_label(row[label], spec, where), str(row.get(name, len(rows)))))
+    if digest is None:                               # there is no single file on the hub: the hash is that of the rows
+        digest = hashlib.sha256("".join(f"{c}\t{a}\t{b}\n" for a, b, c, _ in rows).encode()).hexdigest()
     repeated = sum(count - 1 for count in Counter(row[:2] for row in rows).values())
     if repeated:
         notes.append(f"{repeated:,} of {len(rows):,} pairs are there more than once; every row was kept")
@@ -95,7 +106,7 @@ def load_pairs(task, split, source="builtin", limit=0):
         notes.append(f"{limit:,} of {len(rows):,} pairs are used")
         rows = [rows[i] for i in sorted(ranked[:limit])]
     first, second, labels, ids = (list(column) for column in zip(*rows))
-    return PairDataset(task, split, first, second, labels, ids, source.name, str(path), table.sha256, notes)
+    return PairDataset(task, split, first, second, labels, ids, source.name, str(path), digest, notes)
 
 
 def pair_label(value, spec, where):
@@ -118,21 +129,30 @@ class Questions:
     sha256: str
 
 
-def load_squad(split, source="builtin"):
+def load_squad(split, source="builtin", hub_files=None):
     """Read `squad-{split}-v2.0.json`.
 
     Args:
         split: "train", "dev" or "test".
-        source: see `minbert.run.data.find_data`; the hub is not among them.
+        source: see `minbert.run.data.find_data`.
+        hub_files: as in `load_pairs`.
 
     Raises:
         DataError: missing file, malformed JSON (with the line), a question without text, an id used twice, an answer that
             is not at its place in the passage (with the question's id).
     """
     source = find_data(source)
-    if source.directory is None:
-        raise DataError("hub", "SQuAD is not read from the hub", "use --data builtin, or --data and a directory with "
-                        f"squad-{split}-v2.0.json")
+    if source.name == "hub":
+        rows = hub_rows("json" if hub_files else SQUAD, split, ("id", "question", "context", "answers"),
+                        data_files=hub_files)
+        seen, questions, digest = set(), [], hashlib.sha256()
+        for _, row in rows:
+            places = zip(row["answers"]["text"], row["answers"]["answer_start"])
+            asked = {"id": row["id"], "question": row["question"] or "",
+                     "answers": [{"text": text, "answer_start": begin} for text, begin in places]}
+            questions.append(_question(asked, row["context"], SQUAD, seen))
+            digest.update(json.dumps([asked, row["context"]], sort_keys=True).encode())
+        return Questions(questions, SQUAD, digest.hexdigest())
     return read_squad(find_file(source, "squad-{split}-v2.0.json", split))
 
 
