@@ -184,6 +184,13 @@ class MultiTaskModel(TaskModel):
         """What the model of this task says to its own inputs."""
         return self.heads[task](*inputs)
 
+    def alone(self, task):
+        """The model of one task as it was before: it owns the encoder again. This model is not to be used any more."""
+        model = self.heads[task]
+        model.__dict__.pop("encoder", None)
+        model.encoder = self.encoder
+        return model
+
 
 def freeze_head(model, task):
     """Freeze the head of one task and let the rest learn (reports S2 and S3). Returns the model.

@@ -1,6 +1,5 @@
 """`minbert ask` and `minbert evaluate squad`: answers with their exact place, official scores, one line for every fault."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from minbert import squad
-from minbert.run import build, checkpoint, cli, device, recipes, squad_task
+from minbert.run import build, checkpoint, cli, device, loop, recipes, squad_task
 from minbert.run.data_pairs import load_squad
 from minbert.run.squad_task import SquadTask
 
@@ -20,26 +19,12 @@ def minbert(*arguments):
     return cli.main([str(argument) for argument in arguments])
 
 
-@dataclasses.dataclass
-class Cut:
-    """What SquadTask reads of a configuration, with windows that a tiny model can take."""
-
-    config: object
-    window_length: int = 128
-    question_length: int = 32
-    window_step: int = 40
-    answer_length: int = 10
-
-    def __getattr__(self, name):
-        return getattr(self.config, name)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's directory, as the training loop leaves it; the model is a tiny one that has learned nothing."""
     torch.manual_seed(0)
-    config = recipes.make(**TINY)
-    task = SquadTask.alone(Cut(config), progress=False)
+    config = recipes.make(**TINY, task="squad", window_length=128, question_length=32, window_step=40, answer_length=10)
+    task = SquadTask.alone(config, progress=False)
     directory = tmp_path_factory.mktemp("runs") / "squad" / "small-scratch-builtin-fp32-0"
     directory.mkdir(parents=True)
     metrics = task.evaluate(device.choose("cpu", "fp32"))
@@ -72,15 +57,24 @@ def test_the_model_comes_back_as_it_was(run):
     assert meta["spans"]["window_step"] == 40 and tokenizer.token_to_id("[CLS]") is not None
 
 
-@pytest.mark.parametrize("prefix, inside", [("models.squad.", True), ("heads.squad.", False)])
-def test_the_part_of_a_model_for_several_tasks_comes_back(run, tmp_path, prefix, inside):
-    tensors, meta = checkpoint.load(build.best_checkpoint(run))
-    renamed = {(prefix if inside or name.startswith("head") else "") + name: t for name, t in tensors.items()}
-    renamed["models.sst.head.weight"] = torch.ones(5, 16)
-    checkpoint.save(tmp_path / "best-001.safetensors", renamed, meta)
-    (tmp_path / "tokenizer.json").write_bytes((run / "tokenizer.json").read_bytes())
-    model, _, _ = build.load_span_model(tmp_path)
-    assert all(torch.equal(t, tensors[name]) for name, t in model.state_dict().items())
+@pytest.mark.parametrize("adapt", ["none", "lora"])
+def test_the_parts_of_a_model_for_several_tasks_come_back(tmp_path, adapt):
+    config = recipes.make(**{**recipes.SMOKE, "size": "smoke", "task": "sst+quora+squad", "adapt": adapt, "epochs": 1})
+    result = loop.train(config, out=tmp_path / "run", progress=False, device="cpu")
+    spans, tokenizer, _ = build.load_span_model(tmp_path / "run")
+    classifier, _, meta = build.load_classifier(tmp_path / "run")
+    ids, mask = torch.tensor([tokenizer.encode("The mill is old.").ids]), None
+    mask = torch.ones_like(ids)
+    for name, model, inputs in (("squad", spans, (ids, mask, torch.zeros_like(ids))), ("sst", classifier, (ids, mask))):
+        result.task.choose(name)
+        result.task.model.eval()
+        with torch.no_grad():
+            expected, found = result.task.model(name, *inputs), model(*inputs)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found))
+        assert "encoder.embeddings.word.weight" in model.state_dict()       # it can be moved to a GPU on its own
+    assert len(meta["label_names"]) == 5
+    with pytest.raises(checkpoint.CheckpointError, match="no classes of 'sts' in it, only of sst"):
+        build.load_classifier(tmp_path / "run", "sts")
 
 
 def test_a_model_of_another_kind_is_refused_by_what_to_do(run, tmp_path):

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch import nn
+
 from minbert.attention import OneAttentionLayer
 from minbert.bert import BertConfig, BertModel
 from minbert.classify import SentenceClassifier
 from minbert.embeddings import BagOfEmbeddings
 from minbert.fast import use_cls_only, use_fast
-from minbert.pairs import pair_model
+from minbert.lora import add_lora, use_task
+from minbert.multitask import MultiTaskModel
+from minbert.pairs import ProjectedHeads, pair_model
 from minbert.pretrained import WeightsError, find_weights, load_pretrained
 from minbert.run import checkpoint
-from minbert.run.recipes import PAIRS, Config, find, slug, source_name
+from minbert.run.recipes import PAIRS, Config, find, slug, source_name, tasks_of
 from minbert.squad import SpanExtractor
 from minbert.tokens import load_tokenizer, train_wordpiece
 
@@ -123,26 +127,83 @@ def pair_objective(config: Config, name: str) -> tuple[str, str]:
     return ("paraphrase", config.paraphrase) if name == "quora" else ("similarity", config.similarity)
 
 
-def load_classifier(directory):
-    """The best checkpoint of a run: (SentenceClassifier in evaluation mode, tokenizer, meta).
+class OneHead(nn.Module):
+    """A model with several heads, asked through one of them."""
 
-    The directory holds all that is needed.  `meta` has config, label_names, epoch and metrics.
+    def __init__(self, model, name: str):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids, attention_mask, self.name)
+
+
+def join(encoder, config: Config, models: dict):
+    """Several tasks' models on one encoder; or, for S3's two readings of a sentence, a projection and two heads on it.
+
+    Returns the whole model, and {task: the model to ask for its answers}.
+    """
+    if not config.projection or set(models) - {"sign", "score"}:
+        return MultiTaskModel(encoder, models), models
+    sizes = {"sign": 2, "score": 1}
+    whole = ProjectedHeads(encoder, {name: sizes[name] for name in models}, config.projection, config.pooling,
+                           config.head_dropout)
+    return whole, {name: OneHead(whole, name) for name in models}
+
+
+def adapt(encoder, config: Config, names) -> None:
+    """Put an adapter for each task around the encoder's matrices, if the configuration asks for it."""
+    if config.adapt == "lora":
+        add_lora(encoder, names, config.lora_r, config.lora_alpha, scaling=config.lora_scaling,
+                 feed_forward=config.lora_feed_forward)
+
+
+def load_task_model(path, tensors: dict, meta: dict, task: str):
+    """The model of one task from a checkpoint that has been read, in evaluation mode.
+
+    Raises CheckpointError when the tensors are not those of the configuration in `meta`.
+    """
+    config = Config(**{key: value for key, value in meta["config"].items() if key in Config.__dataclass_fields__})
+    names = tasks_of(config)
+    encoder = encoder_of(config.encoder, meta["shape"])
+    labels = meta.get("label_names_of") or {names[0]: meta.get("label_names", ())}
+    models = {name: model_on(encoder, config, name, len(labels.get(name, ()))) for name in names}
+    whole, models = join(encoder, config, models) if len(names) > 1 else (models[task], models)
+    adapt(encoder, config, names)
+    checkpoint.fit(whole, tensors, path)
+    use_fast(whole, config.attention == "fast")
+    if config.last_layer == "cls":
+        use_cls_only(whole)
+    if config.adapt == "lora":
+        use_task(encoder, task)
+    return (whole.alone(task) if isinstance(whole, MultiTaskModel) else models[task]).eval()
+
+
+def load_classifier(directory, task=None):
+    """The best checkpoint of a run: (the model of a task of single sentences in evaluation mode, tokenizer, meta).
+
+    The directory holds all that is needed.  `meta` has config, task, label_names, epoch and metrics.  `task`: which, in a run of
+    several; None: the first that has classes.
     Raises CheckpointError when there is no checkpoint, or it is damaged, or it is no sentence classifier.
     """
     path = best_checkpoint(directory)
     tensors, meta = checkpoint.load(path)
-    if "spans" in meta and "label_names" not in meta:
+    labels = {name: names for name, names in meta.get("label_names_of", {}).items() if name != "score"}
+    if "label_names" in meta and meta["config"]["task"] != "score":
+        labels = {meta["config"]["task"]: meta["label_names"]}
+    if not labels and "spans" in meta:
         raise checkpoint.CheckpointError(f"{path}: this model answers questions and has no classes: use 'minbert ask'")
-    if "label_names" not in meta:
+    if not labels and meta["config"]["task"] == "mlm":
         raise checkpoint.CheckpointError(f"{path}: a pre-trained language model has no classes to predict; "
                                          "fine-tune it first (minbert run small-bert-pretrained)")
-    encoder = encoder_of(meta["config"]["encoder"], meta["shape"])
-    model = SentenceClassifier(encoder, len(meta["label_names"]))
-    checkpoint.fit(model, tensors, path)
-    use_fast(model, meta["config"]["attention"] == "fast")
-    if meta["config"].get("last_layer") == "cls":
-        use_cls_only(model)
-    return model.eval(), run_tokenizer(directory), meta
+    if not labels:
+        raise checkpoint.CheckpointError(f"{path}: this model ({meta['config']['task']}) has no classes for a sentence; "
+                                         "'minbert run first-finetune' makes one")
+    task = task or next(iter(labels))
+    if task not in labels:
+        raise checkpoint.CheckpointError(f"{path}: there are no classes of {task!r} in it, only of {', '.join(labels)}")
+    model = load_task_model(path, tensors, meta, task)
+    return model, run_tokenizer(directory), {**meta, "task": task, "label_names": labels[task]}
 
 
 def load_span_model(directory):
@@ -156,13 +217,7 @@ def load_span_model(directory):
     tensors, meta = checkpoint.load(path)
     if "spans" not in meta:
         raise checkpoint.CheckpointError(f"{path}: this model answers no questions: train one by 'minbert run squad'")
-    model = SpanExtractor(encoder_of(meta["config"]["encoder"], meta["shape"]))
-    prefix = next((name[:-len("head.weight")] for name in tensors if name.endswith("squad.head.weight")), "")
-    own = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith((prefix + "encoder.", prefix + "head."))}
-    common = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
-    checkpoint.fit(model, common | own, path)
-    use_fast(model, meta["config"]["attention"] == "fast")
-    return model.eval(), run_tokenizer(directory), meta
+    return load_task_model(path, tensors, meta, "squad"), run_tokenizer(directory), meta
 
 
 def run_tokenizer(directory):

@@ -461,12 +461,11 @@ def command_evaluate(options) -> int:
     from minbert.metrics import majority_share
     from minbert.run import build, device
     from minbert.run.batching import tokenise
-    from minbert.run.data import load_task
-    from minbert.run.tasks import evaluate
+    from minbert.run.tasks import evaluate, read_split
 
     directory = options.checkpoint or newest_checkpoint(options.runs)
     model, tokenizer, meta = build.load_classifier(directory)
-    dataset = load_task(meta["config"]["task"], options.split, options.data)
+    dataset = read_split(Config(data=options.data), meta["task"], options.split)
     arithmetic = device.choose(options.device, options.precision)
     tokenised = tokenise(dataset, tokenizer, meta["config"]["max_length"])
     scores = evaluate(model.to(arithmetic.device), tokenised.ids, dataset.labels, dataset.classes, arithmetic)

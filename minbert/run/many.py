@@ -6,8 +6,8 @@ import torch
 
 from minbert.lora import adapted, use_task
 from minbert.metrics import averages
-from minbert.multitask import MultiTaskModel, Stream, make_plan, positions
-from minbert.pairs import ProjectedHeads
+from minbert.multitask import Stream, make_plan, positions
+from minbert.run import build
 from minbert.run.batching import batches
 from minbert.run.recipes import Config, trained_tasks
 from minbert.run.tasks import BaseTask, prepare
@@ -30,23 +30,14 @@ class ManyTasks(BaseTask):
         self.every = every                                   # {name: task}
         self.trained = trained_tasks(config)
         self.counts = [len(every[name].train_ids) for name in self.trained]
-        self.model = self.joined(start.encoder)
+        self.model, parts = build.join(start.encoder, config, {name: task.model for name, task in every.items()})
+        for name, task in every.items():
+            task.model = parts[name]
         prepare(config, self.model, list(every), [ids for task in every.values() for ids in task.pieces()])
         self.streams = {name: Stream(self.deal(name)) for name in self.trained}
         self.notes = [f"{name}: {note}" for name, task in every.items() for note in task.notes]
         first = next(iter(every.values()))
         self.data = {"name": first.data["name"], "tasks": {name: task.data for name, task in every.items()}}
-
-    def joined(self, encoder):
-        """One encoder and the heads; or, for S3's two readings of a sentence, a projection between them."""
-        if not self.config.projection or set(self.every) - {"sign", "score"}:
-            return MultiTaskModel(encoder, {name: task.model for name, task in self.every.items()})
-        sizes = {"sign": 2, "score": 1}
-        model = ProjectedHeads(encoder, {name: sizes[name] for name in self.every}, self.config.projection,
-                               self.config.pooling, self.config.head_dropout)
-        for name, task in self.every.items():
-            task.model = OneHead(model, name)
-        return model
 
     def deal(self, name: str):
         """The batches of the k-th pass over a task's examples, as a function of k."""
@@ -148,14 +139,3 @@ class ManyTasks(BaseTask):
                 self.model.eval()
                 task.finish(directory)
         super().finish(directory)
-
-
-class OneHead(torch.nn.Module):
-    """A model with several heads, asked through one of them."""
-
-    def __init__(self, model, name: str):
-        super().__init__()
-        self.model, self.head = model, name
-
-    def forward(self, input_ids, attention_mask):
-        return self.model(input_ids, attention_mask, self.head)

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from minbert.classify import freeze
 from minbert.fast import use_cls_only, use_fast, use_occurring_rows
-from minbert.lora import adapted, add_lora, save_adapter, use_task
+from minbert.lora import adapted, save_adapter, use_task
 from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share, pearson
 from minbert.mlm import MaskedLanguageModel, mask_tokens
 from minbert.multitask import freeze_head
@@ -152,8 +152,7 @@ def prepare(config: Config, model, names, ids, adapter=None):
     else:
         freeze(model, config.freeze, config.freeze_layers)
     if config.adapt == "lora":     # the encoder learns through its adapters, so it keeps its dropout
-        add_lora(model.encoder, names, config.lora_r, config.lora_alpha, scaling=config.lora_scaling,
-                 feed_forward=config.lora_feed_forward)
+        build.adapt(model.encoder, config, names)
         if adapter:
             use_task(model.encoder, adapter)
 
