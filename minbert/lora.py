@@ -9,11 +9,12 @@ plain scaling α: report S0.
 
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from minbert.files import write_atomically
 
 ATTENTION = ("query", "key", "value", "output")     # the four matrices of an attention, as report S0 adapts them
 FEED_FORWARD = ("up", "down")
@@ -212,7 +213,12 @@ def adapter_tensors(model, task):
 
 
 def save_adapter(model, task, path):
-    """Write one task's update alone, a few hundred kilobytes, as safetensors. The file is there whole or not at all."""
+    """Write one task's update alone, a few hundred kilobytes, as safetensors. The file is there whole or not at all.
+
+    Raises:
+        ValueError: no such task.
+        OSError: the file can't be written.
+    """
     from safetensors.torch import save
 
     layers = adapted(model)
@@ -220,14 +226,7 @@ def save_adapter(model, task, path):
         raise ValueError(f"LoRA: no task {task!r} to save")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_tensors(model, task).items()}
     meta = {"task": task, "r": layers[0][1].r, "scale": layers[0][1].scale}
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(save(tensors, metadata={"minbert-adapter": json.dumps(meta)}))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return write_atomically(path, save(tensors, metadata={"minbert-adapter": json.dumps(meta)}))
 
 
 def load_adapter(model, path, task=None):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from minbert import files
 from minbert.optim import make_optimizer
 from minbert.run import checkpoint
 from minbert.run.checkpoint import CheckpointError
@@ -139,7 +140,7 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, 
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(checkpoint.os, function, fail)
+    monkeypatch.setattr(files.os, function, fail)
     with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
         checkpoint.save(path, {"a": torch.ones(2)}, {"epoch": 2})
     monkeypatch.undo()

@@ -29,6 +29,7 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
+from minbert import files as whole_files
 from minbert import hub, pretrained
 from minbert.bert import BertConfig, BertModel
 from minbert.run import checkpoint, cli, data, lock, loop, recipes, records
@@ -208,7 +209,7 @@ def full_disk(name):
                 file.write = lambda content: file.raw.write(content[:len(content) // 2]) and no_space(path)
             return file
 
-        patch.setattr(checkpoint, "open", opened, raising=False)
+        patch.setattr(whole_files, "open", opened, raising=False)
     return harm
 
 
@@ -240,7 +241,7 @@ def impatient(name):
                 raise KeyboardInterrupt
             return real(source, target)
 
-        patch.setattr(checkpoint.os, "replace", replace)
+        patch.setattr(os, "replace", replace)
     return harm
 
 
@@ -502,7 +503,7 @@ FAULTS = {
         lambda p: p.setattr(loop, "training_step", signalled(loop.training_step)), RESUME, "interrupted", "--resume",
         code=130, changed=("halted/last.safetensors",)),
     "interrupt in saving": fault(
-        lambda p: p.setattr(checkpoint, "_sync_directory", signalled(checkpoint._sync_directory, 3)), RESUME,
+        lambda p: p.setattr(whole_files, "_sync_directory", signalled(whole_files._sync_directory, 3)), RESUME,
         "interrupted", "--resume", code=130, changed=("halted/*",), new=("halted/best-*",)),
     "a second interrupt in saving": fault(
         impatient("last.safetensors"), RESUME, "interrupted", "--resume", code=130, new=("halted/best-*",)),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from minbert import files
 from minbert.bert import BertConfig, BertModel
 from minbert.pretrained import WeightsError, load_pretrained
 from minbert.run import build, checkpoint, device, loop, recipes, tasks
@@ -326,7 +327,7 @@ def test_stopped_while_saving_it_resumes_bit_for_bit(data, tmp_path, monkeypatch
     """Ctrl-C between the two files of an epoch, or in the writing of either."""
     config = settings(data)
     whole = run(config)
-    real, seen = checkpoint.os.replace, []
+    real, seen = files.os.replace, []
 
     def replace(part, path):
         if path.name.startswith(where):
@@ -337,7 +338,7 @@ def test_stopped_while_saving_it_resumes_bit_for_bit(data, tmp_path, monkeypatch
 
     scores = [0.3, 0.4, 0.5]                         # every epoch has a best file to write
     scripted(monkeypatch, scores)
-    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "run")
     monkeypatch.undo()

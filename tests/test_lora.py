@@ -1,10 +1,12 @@
 """LoRA: the update by hand, one pair a task, merging, counting, saving; and that what is frozen stays frozen."""
 
+import errno
+
 import pytest
 import torch
 from torch import nn
 
-from minbert import lora
+from minbert import files, lora
 from minbert.bert import BertConfig, BertModel
 
 TINY = BertConfig(vocab_size=60, hidden_size=16, layers=2, heads=2, intermediate_size=32, max_positions=32,
@@ -189,6 +191,19 @@ def test_an_adapter_saved_alone_gives_the_same_outputs_in_another_copy(tmp_path)
     assert torch.equal(output(other, "sst"), output(model, "sst"))
     assert lora.load_adapter(other, path, task="twin") == "twin"
     assert torch.equal(output(other, "twin"), output(model, "sst"))
+
+
+def test_an_adapter_that_can_not_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    model, path = made(), tmp_path / "sst.safetensors"
+    before = lora.save_adapter(model, "sst", path).read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        lora.save_adapter(model, "sts", path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["sst.safetensors"]
 
 
 @pytest.mark.parametrize("change, message", [

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from pathlib import Path
 
 import torch
+
+from minbert.files import write_atomically
 
 FORMAT = "minbert-checkpoint-1"
 
@@ -32,33 +33,13 @@ def write_whole(path, content: bytes, remedy: str = MAKE_ROOM) -> Path:
 
     Raises CheckpointError, which ends with `remedy`, when the disk is full or the place can't be written.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")      # the same directory: a move within one disk is a single step
     try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())                  # on the disk, not only in the system's memory
-        os.replace(part, path)
-        _sync_directory(path.parent)
+        return write_atomically(path, content)
     except OSError as error:
         why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
         raise CheckpointError(
             f"{path}: could not be written ({why}); what was there before is untouched. {remedy}"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)                 # also after Ctrl-C: no half-written file stays behind
-    return path
-
-
-def _sync_directory(directory):
-    if os.name != "posix":
-        return                                       # elsewhere a directory can't be opened; the move is done all the same
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save(path, tensors: dict, meta: dict) -> Path:
