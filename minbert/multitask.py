@@ -11,6 +11,7 @@ shortest task is spent); report S4 (one batch of each task a step, losses summed
 import math
 
 import numpy as np
+import torch
 from torch import nn
 
 from minbert.classify import TaskModel
@@ -203,3 +204,48 @@ def freeze_head(model, task):
     model.heads[task].requires_grad_(False)
     model.frozen = [*model.frozen, model.heads[task]]
     return model.train(model.training)
+
+
+def task_gradients(losses, shared):
+    """The gradient of each task's loss by the shared parameters, laid out as one row.
+
+    Args:
+        losses: one loss a task, tensors of shape (), all from the same state of the model.
+        shared: the parameters that all tasks use, such as the encoder's. A parameter that a task does not use counts as 0.
+
+    Returns:
+        (tasks, numbers). No `.grad` is touched.
+
+    Raises:
+        ValueError: no loss, no parameter, or none that learns.
+    """
+    losses, shared = list(losses), [parameter for parameter in shared if parameter.requires_grad]
+    if not losses or not shared:
+        raise ValueError(f"gradients need losses and parameters that learn, not {len(losses)} and {len(shared)}")
+    rows = []
+    for loss in losses:
+        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(shared, found)]))
+    return torch.stack(rows)
+
+
+def gradient_cosines(losses, shared):
+    """The cosine between the gradients of each two tasks on what they share (Yu et al. 2020, section 2.2).
+
+    Above 0, a small step for one task lowers the other's loss too. At 0 they leave each other alone, to first order. Below 0
+    they *conflict*: what helps one harms the other. In millions of dimensions two random directions have a cosine near 0.
+
+    Args:
+        losses, shared: see `task_gradients`.
+
+    Returns:
+        (tasks, tasks), symmetric, 1 on the diagonal; NaN for a task whose gradient is 0: it has no direction.
+
+    Raises:
+        ValueError: see `task_gradients`.
+    """
+    rows = task_gradients(losses, shared).double()  # (tasks, numbers): sums over millions of products
+    # BEGIN gradient_cosines
+    lengths = rows.norm(dim=1)  # (tasks,)
+    return rows @ rows.T / (lengths[:, None] * lengths)
+    # END gradient_cosines

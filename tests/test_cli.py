@@ -20,6 +20,7 @@ TINY = ["--model", "scratch", "--vocab-size", "150", "--layers", "1", "--hidden-
         "--intermediate-size", "8", "--epochs", "1", "--steps-per-epoch", "2", "--lr", "1e-3", "--device", "cpu", "--quiet"]
 # The tests leave the checkout; a process of its own has to find the package all the same.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+COMMANDS = ["train", "evaluate", "predict", "ask", "run", "report", "recipes", "exercises", "plan", "data", "doctor"]
 RECIPE = ["run", "first-finetune", "--size", "smoke", "--device", "cpu", "--quiet"]
 
 
@@ -48,11 +49,11 @@ def trained(tmp_path_factory):
 def test_without_a_command_it_shows_what_there_is(capsys):
     assert minbert() == 2
     text = capsys.readouterr().out
-    assert all(name in text for name in ("train", "evaluate", "predict", "ask", "run", "report", "recipes", "exercises", "data", "doctor"))
+    assert all(name in text for name in COMMANDS)
     assert "first steps:" in text
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "ask", "run", "report", "recipes", "exercises", "data", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         minbert(command, "--help")
@@ -64,8 +65,7 @@ def test_the_examples_of_the_help_are_commands_that_parse(capsys):
     import shlex
 
     parser = cli.make_parser()
-    lines = [line.split("     ")[0].strip() for name in ("train", "evaluate", "predict", "ask", "run", "report", "recipes",
-                                                         "exercises", "data", "doctor")
+    lines = [line.split("     ")[0].strip() for name in COMMANDS
              for line in _help(name, capsys).split("examples:")[1].splitlines() if line.strip()]
     lines += [line.split("   ")[0].strip() for line in cli.EXAMPLES.splitlines() if line.startswith("  minbert")]
     for line in lines:

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,3 +119,42 @@ def test_a_stream_shows_every_example_once_a_pass_and_shuffles_each_pass_anew():
         assert sorted(i for batch in part for i in batch) == list(range(7))
     assert taken[:4] != taken[4:8]                   # itertools.cycle over a finished list would repeat the first pass
     assert [stream[k] for k in (9, 2, 11)] == [taken[9], taken[2], taken[11]]     # asked for in any order
+
+
+# ---- the tasks' gradients ----------------------------------------------------------------------------------------
+
+def line(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_cosines_of_gradients_worked_by_hand():
+    # Losses whose gradients on w = (x, y) are (3, 4), (4, -3) and (-3, -4).
+    w = torch.nn.Parameter(line(0.5, -2.0))
+    losses = [w @ line(3, 4), w @ line(4, -3), w @ line(-3, -4)]
+    assert multitask.task_gradients(losses, [w]).tolist() == [[3, 4], [4, -3], [-3, -4]]
+    wanted = torch.tensor([[1, 0, -1], [0, 1, 0], [-1, 0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(multitask.gradient_cosines(losses, [w]), wanted)
+    assert w.grad is None
+
+
+def test_cosines_are_over_all_shared_parameters_and_of_no_others():
+    a, b, head = (torch.nn.Parameter(line(*values)) for values in [(1, 2), (3,), (4,)])
+    losses = [(a.sum() + b.sum()) * head.sum(), a[0] * 2]      # on (a, b): (4, 4, 4) and (2, 0, 0)
+    found = multitask.gradient_cosines(losses, [a, b])
+    assert found[0, 1].item() == pytest.approx(1 / 3**0.5)
+    wanted = torch.nn.functional.cosine_similarity(line(4, 4, 4), line(2, 0, 0), dim=0)
+    torch.testing.assert_close(found[1, 0], wanted)
+
+
+def test_a_gradient_of_zero_has_no_direction():
+    w = torch.nn.Parameter(line(1, 1))
+    found = multitask.gradient_cosines([w.sum(), 0 * w.sum()], [w])
+    assert found[0, 0].item() == pytest.approx(1) and found[0, 1].isnan() and found[1, 1].isnan()
+
+
+def test_frozen_parameters_are_left_out_and_nothing_to_learn_is_refused():
+    w, frozen = torch.nn.Parameter(line(1, 1)), torch.nn.Parameter(line(5), requires_grad=False)
+    assert multitask.task_gradients([w.sum() * frozen.sum()], [w, frozen]).tolist() == [[5, 5]]
+    for losses, shared in (([], [w]), ([w.sum()], []), ([w.sum()], [frozen])):
+        with pytest.raises(ValueError, match="gradients need losses and parameters that learn"):
+            multitask.gradient_cosines(losses, shared)

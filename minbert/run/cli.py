@@ -1,4 +1,4 @@
-"""The command line: `minbert train | evaluate | predict | ask | run | report | recipes | exercises | data | doctor`.
+"""The command line: `minbert train | evaluate | predict | ask | run | report | recipes | exercises | plan | data | doctor`.
 
 Each subcommand is one function below.  PyTorch takes seconds to import, so that each function imports what it needs.
 What goes wrong is told in one line, on stderr, with a non-zero exit code; --debug shows the whole traceback.
@@ -648,6 +648,10 @@ def make_parser() -> OneLineParser:
                                  ("doctor", command_doctor, "say what is installed and what is missing, for a bug report")):
         sub = command(name, function, help, [f"minbert {name}", f"minbert {name} --json"])
         sub.add_argument("--json", action="store_true", help="as JSON, for scripts")
+
+    from minbert.run import plan                     # here: it takes its number types from this file
+
+    plan.add_plan(command)
 
     sub = command("data", command_data, "describe the data: files, sentences, classes, hashes", [
         "minbert data", "minbert data path/to/data"])
