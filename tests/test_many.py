@@ -1,5 +1,6 @@
 """Pairs and several tasks in training: right gradients, right order, resumed bit for bit, nothing moved that should stay."""
 
+import dataclasses
 import itertools
 import json
 
@@ -240,6 +241,28 @@ def test_scores_are_taken_without_dropout_and_training_goes_on_with_it():
     assert first["average"] == pytest.approx(np.mean(scores)) == first["average_plain"]
     scores[2] = (scores[2] + 1) / 2
     assert first["average_shifted"] == pytest.approx(np.mean(scores))
+
+
+def test_looking_at_the_gradients_changes_nothing_and_sees_them():
+    plain = run(settings(**THREE, dropout=0.3))
+    looked = run(settings(**THREE, dropout=0.3, cosine_every=5))
+    assert looked.losses == plain.losses and looked.record["best"] | {"train": 0} == plain.record["best"] | {"train": 0}
+    found = looked.record["gradient_cosines"]
+    assert found["tasks"] == ["sst", "quora", "sts"] and [step for step, _ in found["at"]] == [0, 5, 10]
+    assert "gradient_cosines" not in plain.record
+
+    task = in_float64(**THREE)                       # against gradients taken one after the other by backward()
+    task.config = dataclasses.replace(task.config, batch_size=400)           # every example: no draw
+    cosines = np.array(task.cosines(0))
+    rows = []
+    for name in task.every:
+        task.model.zero_grad()
+        task.every[name].loss(task.every[name].batch(list(range(len(task.every[name].train_ids))), 0))[0].backward()
+        rows.append(torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel(), dtype=p.dtype)
+                               for p in task.model.encoder.parameters()]).numpy())
+    for i, j in itertools.product(range(3), repeat=2):
+        expected = rows[i] @ rows[j] / np.linalg.norm(rows[i]) / np.linalg.norm(rows[j])
+        assert cosines[i, j] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_model_of_many_tasks_owns_its_encoder_once():

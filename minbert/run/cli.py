@@ -78,6 +78,7 @@ HELP = {
     "stop": "a round robin ends with the shortest task or with the longest",
     "step_form": "a step is one batch (per_batch) or a batch of each task, losses added (summed)",
     "trained": "the tasks that are trained, such as sst+quora, the others are only scored; without it: all",
+    "cosine_every": "record the cosines between the tasks' gradients every so many steps; 0: never",
     "freeze_task": "whose head --freeze head freezes, in a model of several tasks",
 }
 

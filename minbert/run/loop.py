@@ -78,6 +78,7 @@ class Progress:
     best: int = 0                                    # the epoch with the best dev score, from 1; 0: none yet
     untrained: dict = field(default_factory=dict)    # the dev scores before the first step, of tasks that ask for them
     sums: dict = field(default_factory=nothing_yet)  # of the epoch that is under way
+    cosines: list = field(default_factory=list)      # [step, the cosines between the tasks' gradients] of some steps
     skipped: int = 0                                 # steps just left out, one after the other (float16)
 
     def best_score(self, score: str) -> float:
@@ -208,6 +209,9 @@ def train_epoch(config, task, done, steps, optimizer, arithmetic, progress, betw
     with progress_bar(order[first:], f"{label(config)}epoch {done.epoch + 1}/{config.epochs}", progress,
                       initial=first, total=len(order)) as bar:
         for indices in bar:
+            if config.cosine_every and hasattr(task, "cosines") and done.step % config.cosine_every == 0:
+                if not done.cosines or done.cosines[-1][0] < done.step:      # a resumed run may have it already
+                    done.cosines.append([done.step, task.cosines(done.step)])
             batch = arithmetic.move(task.batch(indices, done.step))
             set_learning_rate(optimizer, schedule(config, done.step, sum(steps)))
             random_numbers, scale = checkpoint.random_state(), arithmetic.scaler.get_scale()

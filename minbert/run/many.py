@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from minbert.lora import adapted, use_task
 from minbert.metrics import averages
-from minbert.multitask import Stream, make_plan, positions
+from minbert.multitask import Stream, gradient_cosines, make_plan, positions
 from minbert.run import build
 from minbert.run.batching import batches
 from minbert.run.recipes import Config, trained_tasks
@@ -118,6 +119,24 @@ class ManyTasks(BaseTask):
             sst, quora, sts = scores["sst"]["accuracy"], scores["quora"]["accuracy"], scores["sts"]["pearson"]
             found["average_plain"], found["average_shifted"] = averages(sst, quora, sts)
         return found
+
+    def cosines(self, step: int) -> list[list[float]]:
+        """The cosines between the trained tasks' gradients on the encoder, one batch of each: (tasks, tasks).
+
+        Without dropout, on batches that depend on the seed and the step alone; nothing is changed by it.  None for a
+        gradient of 0, which has no direction.
+        """
+        generator = np.random.default_rng([self.config.seed, step, 10])
+        was_training, device = self.model.training, next(self.model.parameters()).device
+        self.model.eval()
+        rows = []
+        for name, count in zip(self.trained, self.counts):
+            indices = generator.choice(count, size=min(self.config.batch_size, count), replace=False).tolist()
+            batch = {key: tensor.to(device) for key, tensor in self.every[name].batch(indices, step).items()}
+            rows.append(self.loss({name: batch})[0])
+        found = gradient_cosines(rows, self.model.encoder.parameters())                      # (tasks, tasks)
+        self.model.train(was_training)
+        return [[round(value, 4) if value == value else None for value in row] for row in found.tolist()]
 
     def drawn(self) -> dict:
         """For the record: the batches that each task had in each epoch."""

@@ -98,11 +98,13 @@ class Config:
     step_form: str = "per_batch"     # a step is one batch, or "summed": one batch of each task
     trained: str = ""                # the tasks that are trained, joined by "+", the others are only scored; "": all
     freeze_task: str = ""            # whose head --freeze head freezes
+    cosine_every: int = 0            # look at the tasks' gradients every so many steps; 0: never
 
 
 # They may differ between two runs that are called the same.  Names alter nothing; the micro-batch alters the rounding
-# (and, with dropout, which random numbers are drawn), so that a run out of memory can go on with a smaller one.
-LABELS = ("recipe", "size", "micro_batch")
+# (and, with dropout, which random numbers are drawn), so that a run out of memory can go on with a smaller one.  A look at
+# the gradients leaves everything as it was.
+LABELS = ("recipe", "size", "micro_batch", "cosine_every")
 # Chosen at the command line, apart from the recipe.  A record keeps its own values of these.
 CHOSEN_APART = ("size", "weights", "data", "precision", "seed")
 
@@ -382,14 +384,15 @@ _RECIPES = (
            minutes=24),
     _three("phases", 9, "each task in an epoch of its own", dict(CLS, sampling="phases"), minutes=8, smoke=dict(epochs=3)),
     _three("round-robin", 9, "one batch of each task in turn, until the smallest is spent",
-           dict(CLS, sampling="round-robin"), minutes=20),
+           dict(CLS, sampling="round-robin", cosine_every=50), minutes=20),
     _three("round-robin-longest", 9, "one batch of each task in turn, until the largest is spent",
            dict(CLS, sampling="round-robin", stop="longest"), minutes=30),
     _three("round-robin-summed", 9, "each step a batch of each task, the losses added up",
            dict(CLS, sampling="round-robin", step_form="summed"), minutes=20),
     _three("proportional", 9, "tasks drawn in proportion to their size", dict(CLS, sampling="proportional")),
     _three("square-root", 9, "tasks drawn by the square root of their size", dict(CLS, sampling="square-root")),
-    _three("annealed", 9, "tasks drawn by their size at first, nearly alike at the end", CLS, "round-robin-annealed"),
+    _three("annealed", 9, "tasks drawn by their size at first, nearly alike at the end", dict(CLS, cosine_every=50),
+           "round-robin-annealed"),
     # Chapter 11. Questions on a passage, alone and as a fourth task.
     Recipe(
         "squad", 11, "MiniLM on the book's own passages: answers with their place, or none",
@@ -404,7 +407,7 @@ _RECIPES = (
     ),
     Recipe(
         "annealed-squad", 11, "SQuAD 2.0 as a fourth task beside the three, annealed",
-        dict(PAIR, task="sst+quora+sts+squad"), full=PAIR_FULL, minutes=30,
+        dict(PAIR, task="sst+quora+sts+squad", cosine_every=50), full=PAIR_FULL, minutes=30,
         published=(("S0", "dev", "round-robin-annealed-squad", "average"),
                    ("S0", "squad-dev", "round-robin-annealed-squad", "f1")), differs=S0,
     ),
@@ -477,7 +480,7 @@ def make(**settings) -> Config:
         if not 0 <= getattr(config, key) <= 1:
             raise RecipeError(f"{key} must be between 0 and 1, not {getattr(config, key)}")
     for key in ("lr", "weight_decay", "clip", "steps_per_epoch", "freeze_layers", "projection",
-                "quora_limit"):
+                "quora_limit", "cosine_every"):
         if not getattr(config, key) >= 0:              # written so that NaN fails too
             raise RecipeError(f"{key} must not be negative, not {getattr(config, key)}")
     if not 0 < config.rate_decay <= 1:
@@ -543,6 +546,8 @@ def check_tasks(config: Config) -> None:
         raise RecipeError("freeze_task names the head for --freeze head, and freeze is " + repr(config.freeze))
     if config.freeze == "head" and several and config.freeze_task not in names:
         raise RecipeError(f"freeze 'head' needs --freeze-task, one of {', '.join(names)}")
+    if config.cosine_every and (config.adapt != "none" or config.freeze == "full"):
+        raise RecipeError("cosine_every compares gradients on the shared encoder, and here it is frozen: leave it at 0")
     if config.adapt == "lora":
         if config.encoder != "bert":
             raise RecipeError(f"adapt 'lora' is for a BERT, not for the encoder {config.encoder!r}")

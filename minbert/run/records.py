@@ -102,6 +102,7 @@ def make(config: Config, task, arithmetic, done, timing: str, curve: dict) -> di
         "best": done.history[done.best - 1],
         **({"untrained": {"dev": done.untrained}} if done.untrained else {}),
         **({"plan": task.drawn()} if hasattr(task, "drawn") else {}),
+        **({"gradient_cosines": {"tasks": task.trained, "at": done.cosines}} if done.cosines else {}),
         "curve": curve,
         "time": {
             "timing": timing, "train_seconds": seconds, "examples_per_second": examples / seconds, "steps": done.step,
