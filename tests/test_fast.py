@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from minbert.attention import MultiHeadAttention
 from minbert.bert import BertConfig, BertModel
 from minbert.checks.engine import randomise
 from minbert.classify import SentenceClassifier, freeze, trainable
@@ -19,7 +20,7 @@ from minbert.optim import make_optimizer
 from minbert.pretrained import load_pretrained, save_pretrained
 from minbert.run import build, device, loop, recipes
 from minbert.run.recipes import RecipeError
-from minbert.run.tasks import predict
+from minbert.run.tasks import predict, prepare
 
 V = 50
 TINY = BertConfig(V, 24, 3, 4, 40, max_positions=16, hidden_dropout=0.0, attention_dropout=0.0)
@@ -320,3 +321,10 @@ def test_fast_lora_in_bfloat16_and_with_dropout_on_the_updates():
     model.train()
     for output, layer in zip(together(layers, x), layers):
         assert torch.allclose(output, layer.linear(x))                              # all of the update is dropped
+
+
+@pytest.mark.parametrize("attention, form", [("fast", LoRAAttention), ("plain", MultiHeadAttention)])
+def test_a_run_with_adapters_takes_the_form_that_its_attention_asks_for(attention, form):
+    model = classifier()
+    prepare(recipes.make(task="sst", adapt="lora", lora_r=3, attention=attention), model, ["sst"], DATA, "sst")
+    assert [type(layer.attention) for layer in model.encoder.layers] == [form] * 3

@@ -1,4 +1,4 @@
-"""`minbert embed` and `minbert similar`: the vectors are the model's, files come back as they were written, errors are one line."""
+"""`minbert embed` and `minbert similar`: the vectors are the model's, files come back whole, errors are one line."""
 
 import io
 import json

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from minbert.classify import freeze
-from minbert.fast import use_cls_only, use_fast, use_occurring_rows
+from minbert.fast import use_cls_only, use_fast, use_fast_lora, use_occurring_rows
 from minbert.lora import adapted, save_adapter, use_task
 from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share, pearson
 from minbert.mlm import MaskedLanguageModel, mask_tokens
@@ -153,6 +153,8 @@ def prepare(config: Config, model, names, ids, adapter=None):
         freeze(model, config.freeze, config.freeze_layers)
     if config.adapt == "lora":     # the encoder learns through its adapters, so it keeps its dropout
         build.adapt(model.encoder, config, names)
+        if config.attention == "fast":
+            use_fast_lora(model)
         if adapter:
             use_task(model.encoder, adapter)
 

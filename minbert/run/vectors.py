@@ -367,8 +367,7 @@ def command_similar(options) -> int:
     asked, cut = embed_sentences(embedder, queries, pooling, True, longest, arithmetic)
     _warn_smoke(embedder)
     if cut:
-        print(f"{cut} of {len(queries)} queries {'was' if cut == 1 else 'were'} too long and {'was' if cut == 1 else 'were'} cut",
-              file=sys.stderr)
+        print(f"{cut} of {len(queries)} queries were longer than {longest} word pieces and were cut", file=sys.stderr)
     for query, found in zip(queries, nearest_sentences(stored.rows, asked, options.top)):
         if not options.json:
             print(query)
