@@ -144,7 +144,7 @@ def prepare(data, weights="minilm", dropout=0.1):
     """Read and tokenise the data, draw the head."""
     torch.manual_seed(0)
     setting = Setting(data, weights, dropout)
-    task = tasks.SentenceTask(config_of(setting, 8, PLAIN))
+    task = tasks.make(config_of(setting, 8, PLAIN))
     setting.ids, setting.labels, setting.dev_ids = task.train_ids, task.train_labels, task.dev_ids
     setting.classes = task.classes
     hugging_face(setting)
@@ -166,7 +166,7 @@ class Ours:
     def __init__(self, setting, batch_size, choice, total):
         self.config = config_of(setting, batch_size, choice)
         self.arithmetic = device.choose("cpu", self.config.precision)
-        self.task = tasks.SentenceTask(self.config)
+        self.task = tasks.make(self.config)
         with torch.no_grad():
             self.task.model.head.weight.copy_(setting.checkpoint["classifier.weight"])
             self.task.model.head.bias.copy_(setting.checkpoint["classifier.bias"])
