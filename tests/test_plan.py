@@ -70,6 +70,7 @@ def test_counts_are_read_from_the_data(capsys):
     assert found["quora"] == len(load_pairs("quora", "train")) and set(found) == {"sst", "quora", "squad"}
     assert plan.examples_of("quora", "builtin", 50) == 50
     assert json.loads(out)["data"] == "builtin"
+    assert plan.SQUAD_NOTE in said(capsys, "squad")[1] and plan.SQUAD_NOTE not in said(capsys, "sst")[1]
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -11,6 +11,10 @@ from argparse import ArgumentTypeError
 from minbert.run.recipes import source_name
 
 
+SQUAD_NOTE = ("note      squad is counted in questions. A training counts windows, of which a long passage makes several: "
+              "give their number by --counts")
+
+
 def count_list(text: str) -> list[int]:
     """ "8544,6000,6040" as numbers of examples."""
     try:
@@ -23,7 +27,7 @@ def count_list(text: str) -> list[int]:
 
 
 def examples_of(task: str, data: str, quora_limit: int = 0) -> int:
-    """How many training examples a task has in a data source.
+    """How many training examples a task has in a data source; of SQuAD, the questions (see `SQUAD_NOTE`).
 
     Raises ValueError for a task that is none, with the nearest; DataError when its file is missing or malformed.
     """
@@ -136,6 +140,8 @@ def command_plan(options) -> int:
         return 0
     if options.counts is None:
         print(f"data      {source_name(options.data)}, train")
+        if "squad" in names:
+            print(SQUAD_NOTE)
     print(summary_text(summary))
     if options.steps:
         print("\n" + "\n".join(step_lines(summary, options.steps)))
