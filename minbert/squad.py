@@ -9,6 +9,7 @@ official evaluation script.
 
 import bisect
 import collections
+import collections.abc
 import re
 import string
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ class Answer:
     begin: int  # the first of them
     score: float  # start score + end score
     null: float  # the score of "no answer": the smallest over the windows
-    others: list  # the next best: (text, begin, score)
+    others: collections.abc.Sequence  # the next best: (text, begin, score) each
 
     @property
     def odds(self):
@@ -250,14 +251,14 @@ def best_spans(start, end, allowed, n_best=20, max_answer=30):
     return [(float(flat[i]), int(i % size), int(i % size + i // size)) for i in order if flat[i] > -np.inf]
 
 
-def best_spans_of_many(start, end, can_start, can_end, n_best=20, max_answer=30):
+def best_spans_of_many(start, end, n_best=20, max_answer=30):
     """`best_spans` for W windows at once, without looking at every span.
 
     The best spans begin at the starts whose best span is best. So the best end of every start is found first (a maximum
     over a sliding window, by doubling its width), and only the n_best best starts are tried with all their ends.
 
     Args:
-        start, end: (W, T) scores; can_start, can_end: (W, T) bool, False for padding.
+        start, end: (W, T) scores, -inf where no span can begin or end, and for padding.
         n_best, max_answer: as there.
 
     Returns:
@@ -265,26 +266,39 @@ def best_spans_of_many(start, end, can_start, can_end, n_best=20, max_answer=30)
         fewer spans than n the score is -inf.
     """
     windows, size = start.shape
-    first = np.where(can_start, start, -np.inf)  # (W, T)
     last = np.full((windows, size + max_answer - 1), -np.inf, dtype=end.dtype)
-    last[:, :size] = np.where(can_end, end, -np.inf)
+    last[:, :size] = end
     best_end, width = last, 1  # best_end[:, i]: the maximum of `width` ends from i on
     while width < max_answer:
         step = min(width, max_answer - width)
         best_end = np.maximum(best_end[:, : best_end.shape[1] - step], best_end[:, step:])
         width += step
     tried = min(n_best, size)
-    starts = np.argpartition(-(first + best_end), tried - 1, axis=1)[:, :tried]  # (W, tried)
-    lengths = np.arange(max_answer)
-    ends = starts[:, :, None] + lengths  # (W, tried, max_answer)
+    starts = np.argpartition(-(start + best_end), tried - 1, axis=1)[:, :tried]  # (W, tried)
     row = np.arange(windows)[:, None]
-    total = (first[row, starts][:, :, None] + last[row[:, :, None], ends]).reshape(windows, -1)
+    ends = np.lib.stride_tricks.sliding_window_view(last, max_answer, axis=1)[row, starts]  # (W, tried, max_answer)
+    total = (start[row, starts][:, :, None] + ends).reshape(windows, -1)
     n = min(n_best, total.shape[1])
     order = np.argpartition(-total, n - 1, axis=1)[:, :n]  # (W, n)
     score, begin, length = total[row, order], starts[row, order // max_answer], order % max_answer
     order = np.lexsort((begin, length, -score), axis=1)  # of equals the shorter, then the earlier
     begin = begin[row, order]
     return score[row, order], begin, begin + length[row, order]
+
+
+class NextBest(collections.abc.Sequence):
+    """Spans as (text, first character, score), the best first. Each text is cut out of the passage when it is asked for."""
+
+    def __init__(self, context, scores, begins, ends):
+        self.context, self.scores, self.begins, self.ends = context, scores, begins, ends
+
+    def __len__(self):
+        return len(self.scores)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        return self.context[self.begins[i] : self.ends[i]], int(self.begins[i]), float(self.scores[i])
 
 
 def decode(questions, windows, start_scores, end_scores, n_best=20, max_answer=30, max_context=True):
@@ -306,7 +320,7 @@ def decode(questions, windows, start_scores, end_scores, n_best=20, max_answer=3
     if not len(windows) == len(start_scores) == len(end_scores):
         raise ValueError(f"{len(start_scores)} start and {len(end_scores)} end scores for {len(windows)} windows")
     null = [float("inf")] * len(questions)
-    found = [[] for _ in questions]
+    found = [[] for _ in questions]  # for each window: scores, first characters, ends
     for begin in range(0, len(windows), 64):  # 64 windows at once: their numbers stay in the processor's cache
         some = range(begin, min(begin + 64, len(windows)))
         _spans_of_some(
@@ -315,40 +329,52 @@ def decode(questions, windows, start_scores, end_scores, n_best=20, max_answer=3
         )  # fmt: skip
     answers = []
     for question, spans, nothing in zip(questions, found, null):
-        if len(spans) > 1:  # several windows: a span that two of them show counts once, with its better score
-            merged = {}
-            for score, b, e in sorted(sum(spans, []), key=lambda span: (-span[0], span[1], span[2])):
-                merged.setdefault((b, e), (score, b, e))
-            spans = [list(merged.values())[:n_best]]
-        named = [(question.context[b:e], b, score) for score, b, e in spans[0]] if spans else []
-        text, begin, score = named[0] if named else ("", 0, float("-inf"))
-        answers.append(Answer(text, begin, score, nothing, named[1:]))
+        if not spans:
+            answers.append(Answer("", 0, float("-inf"), nothing, []))
+            continue
+        scores, begins, ends = spans[0] if len(spans) == 1 else _merged(spans, n_best)
+        begin = int(begins[0])
+        others = NextBest(question.context, scores[1:], begins[1:], ends[1:])
+        answers.append(Answer(question.context[begin : ends[0]], begin, float(scores[0]), nothing, others))
     return answers
 
 
 def _spans_of_some(windows, start_scores, end_scores, found, null, n_best, max_answer, max_context):
-    """Put the best spans of each window, as (score, first character, one past the last), into `found` at its question,
-    and the smallest null score into `null`."""
-    size = max(len(window.offsets) for window in windows)
-    start, end = np.zeros((2, len(windows), size), dtype=np.result_type(*start_scores, *end_scores))
-    can_start, can_end = np.zeros((2, len(windows), size), dtype=bool)
-    bounds = np.zeros((len(windows), size, 2), dtype=np.int64)
-    for w, (window, s, e) in enumerate(zip(windows, start_scores, end_scores)):
-        null[window.question] = min(null[window.question], float(s[0] + e[0]))
-        pieces, first = len(window.offsets), window.first
-        start[w, :pieces], end[w, :pieces] = s[first : first + pieces], e[first : first + pieces]
-        can_start[w, :pieces] = window.best if max_context else True
-        can_end[w, :pieces] = True
-        bounds[w, :pieces] = window.offsets
+    """Put the best spans of each window into `found` at its question, and the smallest null score into `null`."""
+    pieces = [len(window.offsets) for window in windows]
+    size = max(pieces)
+    parts = [slice(window.first, window.first + count) for window, count in zip(windows, pieces)]
+    for window, s, e in zip(windows, start_scores, end_scores):
+        nothing = float(s[0] + e[0])
+        if nothing < null[window.question]:
+            null[window.question] = nothing
     if not size:
         return
-    scores, starts, ends = best_spans_of_many(start, end, can_start, can_end, n_best, max_answer)  # (W, n) each
-    row, counts = np.arange(len(windows))[:, None], (scores > -np.inf).sum(axis=1).tolist()
-    begins = bounds[row, starts, 0].tolist()
-    lasts = bounds[row, np.minimum(ends, size - 1), 1].tolist()
-    for window, count, score, b, e in zip(windows, counts, scores.tolist(), begins, lasts):
+    there = np.arange(size) < np.array(pieces)[:, None]  # (W, size): no padding
+    start, end = np.full((2, *there.shape), -np.inf, dtype=np.result_type(start_scores[0], end_scores[0]))
+    first = np.concatenate([s[part] for s, part in zip(start_scores, parts)])  # (pieces of all windows,)
+    if max_context:
+        first = np.where(np.concatenate([window.best for window in windows]), first, -np.inf)
+    start[there] = first
+    end[there] = np.concatenate([e[part] for e, part in zip(end_scores, parts)])
+    bounds = np.concatenate([window.offsets for window in windows])
+    scores, starts, ends = best_spans_of_many(start, end, n_best, max_answer)  # (W, n) each
+    counts = (scores > -np.inf).sum(axis=1).tolist()
+    base = np.cumsum([0, *pieces[:-1]])[:, None]  # where the offsets of each window begin among those of all
+    begins = bounds[np.minimum(starts + base, len(bounds) - 1), 0]  # (W, n): characters; past the count they mean nothing
+    lasts = bounds[np.minimum(ends + base, len(bounds) - 1), 1]
+    for w, (window, count) in enumerate(zip(windows, counts)):
         if count:
-            found[window.question].append(list(zip(score[:count], b[:count], e[:count])))
+            found[window.question].append((scores[w, :count], begins[w, :count], lasts[w, :count]))
+
+
+def _merged(spans, n_best):
+    """The n_best best of several windows' spans. One that two windows show counts once, with its better score."""
+    scores, begins, ends = (np.concatenate(parts) for parts in zip(*spans))
+    order = np.lexsort((ends, begins, -scores))
+    _, first = np.unique(np.stack([begins, ends])[:, order], axis=1, return_index=True)
+    order = order[np.sort(first)[:n_best]]
+    return scores[order], begins[order], ends[order]
 
 
 def predictions(questions, answers, threshold=0.0):

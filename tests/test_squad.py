@@ -1,6 +1,8 @@
 """SQuAD 2.0: windows with exact characters, decoding equal to trying every span, the official scores."""
 
 import math
+import random
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from minbert import squad
 from minbert.bert import BertConfig, BertModel
 from minbert.checks.engine import randomise
 from minbert.pretrained import hf_name
+from minbert.run.data_pairs import load_squad
 from minbert.squad import Answer, Question, featurise
 from minbert.tokens import train_wordpiece
 
@@ -203,6 +206,46 @@ def test_the_best_spans_are_those_that_trying_every_span_finds(size, most, n, se
     assert all(can_start[i] and can_end[j] and i <= j < i + most for _, i, j in found)
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 25), st.integers(1, 30), st.integers(1, 40), st.integers(0, 10**6), st.booleans())
+def test_many_windows_at_once_are_searched_as_one_by_one(windows, size, most, n, seed, ties):
+    rng = np.random.default_rng(seed)
+    start, end = rng.integers(-2, 3, (2, windows, size)).astype(float) if ties else rng.normal(size=(2, windows, size))
+    can = rng.random((2, windows, size)) < 0.7
+    found = squad.best_spans_of_many(*np.where(can, (start, end), -np.inf), n, most)
+    for w in range(windows):
+        spans = [(s, int(i), int(j)) for s, i, j in zip(*(part[w] for part in found)) if s > -np.inf]
+        expected = every_span(start[w], end[w], can[0, w], can[1, w], n, most)
+        assert [span[0] for span in spans] == pytest.approx([span[0] for span in expected])
+        assert ties or [span[1:] for span in spans] == [span[1:] for span in expected]
+        assert len(set(spans)) == len(spans) and all(can[0, w, i] and can[1, w, j] and i <= j < i + most for _, i, j in spans)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.integers(1, 12))
+def test_decoding_is_the_best_of_every_window_tried_one_by_one(seed, max_context, n):
+    tokenizer = test_offsets_are_exact_in_any_script.tokenizer
+    rng = np.random.default_rng(seed)
+    questions = [Question(str(i), "who", PASSAGE[: rng.integers(len(PASSAGE))]) for i in range(6)]
+    windows = list(featurise(tokenizer, questions, 24, 6, 5))
+    scores = [[rng.normal(size=len(w.ids)) for w in windows] for _ in range(2)]
+    answers = squad.decode(questions, windows, *scores, n_best=n, max_answer=7, max_context=max_context)
+    for number, (question, answer) in enumerate(zip(questions, answers)):
+        found = {}
+        for window, start, end in zip(windows, *scores):
+            if window.question == number and len(window.offsets):
+                part = slice(window.first, window.first + len(window.offsets))
+                all_of_it = np.ones(len(window.offsets), bool)
+                for score, i, j in every_span(start[part], end[part], window.best if max_context else all_of_it, all_of_it, n, 7):
+                    place = int(window.offsets[i, 0]), int(window.offsets[j, 1])
+                    found[place] = max(score, found.get(place, -math.inf))
+        best = sorted(((score, *place) for place, score in found.items()), reverse=True)[:n]
+        said = [(answer.text, answer.begin, answer.score), *answer.others] if best else []
+        assert [(text, begin) for text, begin, _ in said] == [(question.context[b:e], b) for _, b, e in best]
+        assert [score for _, _, score in said] == pytest.approx([score for score, _, _ in best])
+        assert answer.text or not best
+
+
 def test_choosing_the_start_first_would_miss_the_best_span():
     start, end = np.array([3.0, 2.9, 0.0]), np.array([0.0, 4.0, 0.0])
     assert squad.best_spans(start, end, np.ones(3, bool), 1, 1) == [(6.9, 1, 1)]        # the best start alone is 0
@@ -290,6 +333,51 @@ def test_the_best_of_several_answers_counts_and_the_parts_are_reported():
     assert scores == pytest.approx({
         "exact": 100 / 3, "f1": 100 * (1 + 0 + 2 / 3) / 3, "total": 3, "HasAns_exact": 50.0,
         "HasAns_f1": 100 * (1 + 2 / 3) / 2, "HasAns_total": 2, "NoAns_exact": 0.0, "NoAns_f1": 0.0, "NoAns_total": 1})
+
+
+# ---- the official rules, written a second time from their definition ---------------------------------------------
+
+def plain_words(text):
+    """Lower case; every ASCII punctuation mark taken out; the words a, an, the taken out; split at white space."""
+    kept = "".join(c for c in text.lower() if c not in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+    return re.sub(r"(?<!\w)(?:the|an|a)(?!\w)", " ", kept).split()
+
+
+def official(question, said):
+    """(exact match, F1) of one question: the best over its answers that leave a word; "" if there is none."""
+    golds = [words for words in (plain_words(text) for text, _ in question.answers) if words] or [[]]
+    best = [0, 0.0]
+    for gold in golds:
+        words, left = plain_words(said), list(gold)
+        for word in words:
+            if word in left:
+                left.remove(word)
+        hits = len(gold) - len(left)
+        f1 = float(words == gold) if not words or not gold else 2 * hits / (len(words) + len(gold))
+        best = [max(best[0], int(words == gold)), max(best[1], f1)]
+    return tuple(best)
+
+
+def noisy(question, draw):
+    """Right, nearly right and wrong answers, in equal shares."""
+    gold = draw.choice(question.answers)[0] if question.answers else ""
+    words = question.context.split()
+    at = draw.randrange(len(words))
+    some = " ".join(words[at: at + draw.randrange(1, 7)])
+    return draw.choice(["", gold, gold.upper(), f"the {gold}", f"{gold}.", some, f"{gold} {some}", gold[:-1], f"({gold}), an",
+                        "  ".join(gold.split()[::-1]), f"\u00a0{gold}’s — é", "the", f"{gold} {gold}"])
+
+
+def test_every_score_is_the_official_rules_on_the_built_in_questions():
+    draw = random.Random(0)
+    questions = load_squad("train").questions + load_squad("dev").questions
+    for _ in range(10):
+        said = {q.id: noisy(q, draw) for q in questions}
+        exact, f1 = squad.score_questions(questions, said)
+        expected = [official(q, said[q.id]) for q in questions]
+        assert exact.tolist() == [e for e, _ in expected]
+        assert f1 == pytest.approx([f for _, f in expected], abs=1e-12)
+    assert 0.2 < exact.mean() < 0.8 and len(set(f1.tolist())) > 5
 
 
 def test_missing_and_unknown_predictions_are_named():

@@ -115,6 +115,12 @@ def test_other_data_settings_or_tokenizer_have_a_file_of_their_own(keep, tmp_pat
     assert stored.windows_key("d", other, SMALL) != stored.windows_key("d", TOKENIZER, SMALL)
 
 
+def test_other_code_has_a_file_of_its_own(monkeypatch):
+    before = stored.windows_key("d", TOKENIZER, SMALL)
+    monkeypatch.setattr(stored, "MAKERS", stored.MAKERS + "# changed")
+    assert stored.windows_key("d", TOKENIZER, SMALL) != before and "def featurise(" in stored.MAKERS
+
+
 def test_few_questions_are_not_kept(keep, tmp_path):
     _, notes = keep(keep_from=21)
     assert notes == [] and not list(tmp_path.iterdir())

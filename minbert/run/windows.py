@@ -29,6 +29,8 @@ from minbert.run.recipes import source_name
 
 KEEP_FROM = 2000                                     # questions; the windows of fewer are made sooner than looked up
 FORMAT = "minbert-windows-1"
+# The code that makes windows is one of the things they depend on. Read now: later the file may be another than what runs.
+MAKERS = "".join(inspect.getsource(part) for part in (squad.featurise, squad._windows, squad._pieces_of, squad._best_windows))
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,7 @@ def cache_directory() -> Path:
 
 def windows_key(data_sha256, tokenizer, settings) -> str:
     """A hash of all that the windows depend on: data, tokenizer, settings, and the code that makes them."""
-    makers = (squad.featurise, squad._windows, squad._pieces_of, squad._best_windows)
-    code = "".join(inspect.getsource(part) for part in makers)
-    parts = [FORMAT, data_sha256, hashlib.sha256(tokenizer.to_str().encode()).hexdigest(), asdict(settings), code]
+    parts = [FORMAT, data_sha256, hashlib.sha256(tokenizer.to_str().encode()).hexdigest(), asdict(settings), MAKERS]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
