@@ -139,8 +139,7 @@ def test_no_tracked_file_is_large_and_no_real_data_set_is_among_them():
         size = path.stat().st_size
         assert size < 4_000_000, f"{path.relative_to(env.ROOT)}: {size} bytes"
         assert not re.search(r"(quora|sts|squad|cfimdb).*\.(csv|json)$", path.name) or "corpora" in path.parts \
-            or "results" in path.parts or "tests" in path.parts \
-            or "benchmarks" in path.parts and size < 20_000, path    # the times of a benchmark, no data set
+            or "results" in path.parts or "tests" in path.parts, path
 
 
 # The package ------------------------------------------------------------------------------------------------------
