@@ -12,3 +12,4 @@ from minbert.checks.ch05 import *  # noqa: F401,F403
 from minbert.checks.ch06 import *  # noqa: F401,F403
 from minbert.checks.ch07 import *  # noqa: F401,F403
 from minbert.checks.ch09 import *  # noqa: F401,F403
+from minbert.checks.ch11 import *  # noqa: F401,F403
