@@ -126,7 +126,8 @@ def by_loops(start, end, allowed, n_best=20, max_answer=30):
 
 def by_many(start, end, allowed, n_best=20, max_answer=30):
     can_start, can_end = allowed if isinstance(allowed, tuple) else (allowed, allowed)
-    scores, begins, lasts = squad.best_spans_of_many(start[None], end[None], can_start[None], can_end[None], 10**4, max_answer)
+    start, end = np.where(can_start, start, -np.inf)[None], np.where(can_end, end, -np.inf)[None]
+    scores, begins, lasts = squad.best_spans_of_many(start, end, 10**4, max_answer)
     rows = [(float(s), int(b), int(e)) for s, b, e in zip(scores[0], begins[0], lasts[0]) if s > -np.inf]
     return sorted(rows, key=lambda span: (-span[0], span[2] - span[1], span[1]))[:n_best]
 
