@@ -86,6 +86,14 @@ class OurPairs:
         scores = self.model(batch["input_ids"], batch["attention_mask"])                     # (B, 1)
         return pair_loss("cosine", scores, batch["labels"]), 0, len(batch["labels"])
 
+    def parts(self, batch, rows):
+        """The whole batch at once …"""
+        return [batch]
+
+    def shares(self, parts):
+        """… so that it counts in full."""
+        return [1.0]
+
     def step(self, indices):
         batch = collate([*indices, *(i + len(self.pairs) for i in indices)], self.pairs.ids)       # (2B, T)
         batch["labels"] = torch.tensor([self.pairs.labels[i] for i in indices])

@@ -60,7 +60,6 @@ def test_pairs_with_another_loss_are_not_timed(weights, monkeypatch):
 
 @pytest.mark.slow
 def test_adapters_pass_their_gates_and_are_measured_on_the_same_sentences(weights):
-    pytest.importorskip("peft")
     result = json.loads(json.dumps(adapters.measure("builtin", weights, (2,), (8,), say=lambda line: None)))
     assert result["gates"]["logits"] <= 1e-6 and result["gates"]["losses"] <= 1e-5
     assert result["trained"]["peft, random"] == result["trained"]["ours LoRA"] < result["trained"]["ours full"]
