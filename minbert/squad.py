@@ -167,14 +167,6 @@ class SpanExtractor(TaskModel):
         self.head = nn.Linear(encoder.hidden_size, 2)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.frozen = []  # filled by `minbert.classify.freeze`
-
-    def train(self, mode=True):
-        """As in every module; but what is frozen stays in evaluation mode."""
-        super().train(mode)
-        for module in self.frozen:
-            module.eval()
-        return self
 
     def forward(self, input_ids, attention_mask, token_type_ids):
         """(B, T) each to start and end scores, (B, T) each. Padding has the lowest number there is, so that it takes no

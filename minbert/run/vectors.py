@@ -69,7 +69,6 @@ def load_embedder(source: str) -> Embedder:
     from torch import nn
 
     from minbert.run import build, checkpoint
-    from minbert.tokens import load_tokenizer
 
     path = build.best_checkpoint(directory)
     tensors, meta = checkpoint.load(path)
@@ -84,11 +83,7 @@ def load_embedder(source: str) -> Embedder:
     if "projection.weight" in tensors:
         projection = nn.Linear(encoder.hidden_size, len(tensors["projection.bias"]))
         checkpoint.fit(projection, {kind: tensors[f"projection.{kind}"] for kind in ("weight", "bias")}, path)
-    try:
-        tokenizer = load_tokenizer(directory)
-    except (FileNotFoundError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{directory}: its tokenizer can't be used ({error}); "
-                                         "train again with --again") from None
+    tokenizer = build.run_tokenizer(directory)
     size = projection.out_features if projection is not None else encoder.hidden_size
     return Embedder(encoder.eval(), projection, tokenizer, source, sha256_of(path), size,
                     meta["shape"].get("max_positions", 512), config["size"] == "smoke")
