@@ -10,7 +10,9 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 from minbert import __version__
@@ -135,6 +137,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def complain(message: str, code: int) -> int:
+    """Say what is wrong, on stderr.
+
+    Of several processes (see parallel.py) the first says it.  Another one waits: if the first has failed too, torchrun ends
+    this one meanwhile, and the reader sees one line.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(5)
     print(f"minbert: {message}", file=sys.stderr)
     return code
 
@@ -147,6 +156,8 @@ def one_line(error: Exception, options) -> str:
             return "out of memory: end other programs that use it, or give --device cpu"
         return ("out of memory: give --micro-batch, at most half the batch (the batch of a step stays as large as it is), or "
                 "choose a smaller --model; with --resume the run goes on from its last checkpoint")
+    if "RANK" in os.environ and ("closed by peer" in text or type(error).__name__.startswith("Dist")):
+        return "another process of this run has stopped, and this one can't go on alone: its message says why"
     if isinstance(error, ImportError):
         return f"a package is missing ({text}): 'minbert doctor' says what to install"
     if isinstance(error, OSError) and error.strerror:
@@ -200,7 +211,7 @@ def run_one(config, options, again, replace, needed=False) -> None:
     again: start over, whatever an earlier run left.  replace: the new record takes an old one's place.  needed: run it
     though it is recorded, because another run starts from its weights.
     """
-    from minbert.run import loop, records
+    from minbert.run import loop, parallel, records
 
     out = directory_of(config, options)
     root = records.results_root(options.root)
@@ -212,7 +223,7 @@ def run_one(config, options, again, replace, needed=False) -> None:
         changed = recipes.differences(record["config"], recipes.public(config))
         if changed:
             raise UserError(f"{out}: holds a run with other settings ({'; '.join(changed)}). Start over by --again")
-        if not smoke and not records.existing(config, root):
+        if not smoke and parallel.is_first() and not records.existing(config, root):
             records.write(record, root)              # stopped between its last epoch and its record
         loop.say(config, f"{out}: finished already, nothing to do (--again starts over)")
         return
@@ -234,7 +245,7 @@ def run_one(config, options, again, replace, needed=False) -> None:
     if old and not replace:
         loop.say(config, f"the book's record of this run says {loop.dev_line(old['best']['dev'])}; it stays as it is "
                          f"(--again replaces it), yours is {out / 'record.json'}")
-    else:
+    elif parallel.is_first():
         loop.say(config, f"recorded in {records.write(result.record, root)}")
 
 
@@ -259,7 +270,7 @@ def run_all(options) -> int:
             run_one(config, options, again=options.again or state == "stale", replace=state != "needed",
                     needed=state == "needed")
         except Exception as error:                   # the others may do better; Ctrl-C is none of these
-            if options.debug:
+            if options.debug or "RANK" in os.environ:        # several processes: they may not all have failed
                 raise
             complain(f"{name}: {one_line(error, options)}", 1)
             failed.append(name)
@@ -340,12 +351,13 @@ def duration(minutes: float) -> str:
 
 def train_alone(config, out: Path, options, again: bool):
     """Train, while no other process trains in the same directory.  Returns the Result."""
-    from minbert.run import lock, loop
+    from minbert.run import lock, loop, parallel
 
     with contextlib.ExitStack() as stack:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock.hold(out / ".lock"))
+            if parallel.is_first():
+                stack.enter_context(lock.hold(out / ".lock"))
         except lock.Busy:
             raise UserError(f"{out}: another process is training here: wait for it, or choose another --out (or --runs)"
                             ) from None

@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from minbert.classify import trainable
 from minbert.optim import linear_schedule, make_optimizer
-from minbert.run import checkpoint, device as devices, records, tasks
+from minbert.run import checkpoint, device as devices, parallel, records, tasks
 from minbert.run.recipes import Config, public
 from minbert.run.tasks import evaluate, micro_batches, predict  # noqa: F401  (part of this module's interface)
 
 CURVE_EVERY = 25                                     # the training curve of a record: a mean loss every so many steps
 SAVE_EVERY = 10.0                                    # minutes between two checkpoints within an epoch
+NO_LAYER = "no layer: done once more, the step gave numbers (is the machine faulty?)"
 SKIPS_IN_A_ROW = 30                                  # float16: so many steps left out one after the other are hopeless
 
 
@@ -106,14 +107,18 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     Raises:
         RunError: `out` holds another run already.  TrainingStopped: loss or gradient is no number any more.
         Interrupted: Ctrl-C or SIGTERM came; everything up to the last step is in `out`.
-        CheckpointError, DataError, WeightsError, DeviceError: see there.
+        CheckpointError, DataError, WeightsError, DeviceError, ParallelError: see there.
+
+    Started by torchrun, each process calls this and gets the same Result; see parallel.py.
     """
-    arithmetic = devices.choose(device, config.precision)
+    arithmetic = devices.choose(parallel.own_device(device), config.precision)
     config = dataclasses.replace(config, precision=arithmetic.precision)
-    out = None if out is None else prepare_directory(Path(out), resume, again)
+    first = parallel.is_first()
+    out = None if out is None else prepare_directory(Path(out), resume, again) if first else Path(out)
+    parallel.join(config.batch_size, arithmetic.device)
     seed_everything(config.seed)
-    task = tasks.make(config, runs)
-    if out is not None and again:
+    task = parallel.first_then_others(lambda: tasks.make(config, runs))
+    if out is not None and again and first:
         clear_directory(out)
     announce(config, task, arithmetic)
 
@@ -128,37 +133,48 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
         if resume and (out / "last.safetensors").exists():
             done, best_weights = restore_run(out, identity, model, optimizer, arithmetic)
             say(config, f"resumed after {standing(done, steps)}")
-        write_start(out, identity, task)
+        if first:
+            write_start(out, identity, task)
     if task.first_score and not done.step:
-        done.untrained = scores_to_keep(task.evaluate(arithmetic))
+        done.untrained = parallel.from_first(lambda: scores_to_keep(task.evaluate(arithmetic)))
         if progress:
             say(config, f"untrained  |  {dev_line(done.untrained)}")
 
+    wrapped = parallel.wrap(task)
     saved = time.monotonic()
     with StopSignal(out is not None) as stop:
 
         def between_steps():
             """Save when it is time, stop when asked."""
             nonlocal saved
-            due = save_every and time.monotonic() - saved >= save_every * 60
-            if out is not None and (due or stop.asked):
+            asked, due = parallel.in_any(stop.asked, save_every and time.monotonic() - saved >= save_every * 60)
+            if out is not None and (due or asked):
                 check_weights(model, done)
-                save_last(out, identity, model, optimizer, arithmetic, done)
+                if first:
+                    save_last(out, identity, model, optimizer, arithmetic, done)
                 saved = time.monotonic()
-            stop.check(f"{standing(done, steps)} is kept in {out}")
+            stop_if(asked)
+
+        def stop_if(asked):
+            if asked:
+                parallel.wait()                      # for the one that saves
+                raise Interrupted(f"interrupted: everything up to {standing(done, steps)} is kept in {out}; "
+                                  "the same command with --resume goes on from there")
 
         while done.epoch < config.epochs:
             try:
-                totals = train_epoch(config, task, done, steps, optimizer, arithmetic, progress, between_steps)
+                totals = train_epoch(config, task, done, steps, optimizer, arithmetic, progress, between_steps, wrapped)
             except FloatingPointError as error:      # the step was not taken: what was there before it can be kept
                 kept = f"what was saved in {out} before stays" if out else "nothing is kept, there is no directory for it"
                 if out is not None and broken_weights(model) is None:
-                    save_last(out, identity, model, optimizer, arithmetic, done)
+                    if first:
+                        save_last(out, identity, model, optimizer, arithmetic, done)
+                    parallel.wait()
                     kept = f"everything up to {standing(done, steps)} is kept in {out}"
                 raise TrainingStopped(f"stopped {error}; {kept}. Try a lower --lr, a longer --warmup or --precision fp32"
                                       ) from None
             check_weights(model, done)               # or it would guess one class throughout, and that would be a score
-            dev = scores_to_keep(task.evaluate(arithmetic))
+            dev = parallel.from_first(lambda: scores_to_keep(task.evaluate(arithmetic)))
             if not math.isfinite(dev[task.score]):
                 raise TrainingStopped(f"stopped after epoch {done.epoch + 1}: the dev {task.score} is {dev[task.score]}; "
                                       "try a lower --lr")
@@ -170,11 +186,12 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
                 # A copy: the model's own tensors change with the next step.
                 best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             if out is not None:
-                save_epoch(out, identity, task, model, optimizer, arithmetic, done, best_weights)
+                if first:
+                    save_epoch(out, identity, task, model, optimizer, arithmetic, done, best_weights)
                 saved = time.monotonic()
             if progress:
                 say(config, epoch_line(done.history[-1], config.epochs))
-            stop.check(f"{standing(done, steps)} is kept in {out}")
+            stop_if(*parallel.in_any(stop.asked))
 
     if best_weights is not None:
         model.load_state_dict(best_weights)
@@ -183,9 +200,11 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     best_file = None
     if out is not None:
         best_file = out / f"best-{done.best:03d}.safetensors"
-        task.finish(out)
-        checkpoint.write_whole(out / "record.json", records.to_bytes(record))
-        (out / "last.safetensors").unlink(missing_ok=True)       # finished: nothing to resume
+        if first:
+            task.finish(out)
+            checkpoint.write_whole(out / "record.json", records.to_bytes(record))
+            (out / "last.safetensors").unlink(missing_ok=True)   # finished: nothing to resume
+        parallel.wait()
     return Result(record, out, best_file, task, done.losses)
 
 
@@ -194,12 +213,14 @@ def scores_to_keep(scores: dict) -> dict:
     return {key: value for key, value in scores.items() if key != "predictions"}
 
 
-def train_epoch(config, task, done, steps, optimizer, arithmetic, progress, between_steps) -> dict:
+def train_epoch(config, task, done, steps, optimizer, arithmetic, progress, between_steps, wrapped=None) -> dict:
     """One pass over the training examples, or the rest of one: `done` says where it stands.
 
-    `steps`: the number of steps of every epoch.  `between_steps()` is called after each step.  Returns loss and accuracy
-    (for tasks whose answers are right or wrong) as they were along the way, seconds, examples/s.  Raises FloatingPointError, with the weights, `done` and the random numbers as they were before the
-    step, where loss or gradient is no number; the message says where, and names the examples and the first bad layer.
+    `steps`: the number of steps of every epoch.  `between_steps()` is called after each step.  `wrapped`: of several
+    processes, `parallel.wrap(task)`.  Returns loss and accuracy (for tasks whose answers are right or wrong) as they were
+    along the way, seconds, examples/s.  Raises FloatingPointError, with the weights, `done` and the random numbers as they
+    were before the step, where loss or gradient is no number; the message says where, and names the examples and the first
+    bad layer.
     """
     # The order depends on seed and epoch alone: it is dealt again, and what is done of it is left out.
     order = task.order(done.epoch)
@@ -214,13 +235,18 @@ def train_epoch(config, task, done, steps, optimizer, arithmetic, progress, betw
                     done.cosines.append([done.step, task.cosines(done.step)])
             batch = arithmetic.move(task.batch(indices, done.step))
             set_learning_rate(optimizer, schedule(config, done.step, sum(steps)))
+            if wrapped is not None:
+                parallel.seed_step(config.seed, done.step)
             random_numbers, scale = checkpoint.random_state(), arithmetic.scaler.get_scale()
             try:
                 if done.skipped >= SKIPS_IN_A_ROW:
                     raise FloatingPointError(f"the gradient overflowed float16 in each of the last {done.skipped} steps")
-                loss, hits, count = training_step(task, batch, optimizer, arithmetic, config.clip, config.micro_batch)
+                loss, hits, count = training_step(task, batch, optimizer, arithmetic, config.clip, config.micro_batch, wrapped)
             except FloatingPointError as error:
-                layer = first_bad_layer(task, batch, arithmetic, random_numbers, config.micro_batch)
+                # Of several processes each looks through the whole batch, in parts of the size of its share.
+                rows = config.micro_batch or (math.ceil(config.batch_size / parallel.world()[1]) if wrapped else 0)
+                found = parallel.from_each(first_bad_layer(task, batch, arithmetic, random_numbers, rows))
+                layer = next((phrase for phrase in found if phrase != NO_LAYER), NO_LAYER)
                 checkpoint.set_random_state(random_numbers)
                 raise FloatingPointError(f"{step_name(task, done, indices, steps)}: {error}, first seen in {layer}"
                                          ) from None
@@ -245,15 +271,19 @@ def train_epoch(config, task, done, steps, optimizer, arithmetic, progress, betw
     return totals
 
 
-def training_step(task, batch, optimizer, arithmetic, clip, micro_batch=0):
+def training_step(task, batch, optimizer, arithmetic, clip, micro_batch=0, wrapped=None):
     """Forward, backward, clip, update: (loss, right answers, answers).
 
     `batch` is on the model's device.  `clip` is the largest gradient norm allowed, 0 for any.  `micro_batch`: the most
     rows that go through the model at once, 0 for all; the gradients of the parts are added up ("gradient accumulation").
+    `wrapped`: of several processes, `parallel.wrap(task)`; the step is then taken by all together.
     Raises FloatingPointError, before the weights are touched, when the loss or (with clipping) a gradient is NaN or infinite.
     """
     optimizer.zero_grad(set_to_none=True)
-    value, right, count = forward_backward(task, batch, arithmetic, micro_batch)
+    if wrapped is None:
+        value, right, count = forward_backward(task, batch, arithmetic, micro_batch)
+    else:
+        value, right, count = parallel.forward_backward(wrapped, batch, arithmetic, micro_batch)
     if clip:
         arithmetic.scaler.unscale_(optimizer)
         norm = clip_gradients([parameter for _, parameter in trainable(task.model)], clip)
@@ -323,7 +353,7 @@ def first_bad_layer(task, batch, arithmetic, random_numbers, micro_batch=0) -> s
         for hook in hooks:
             hook.remove()
         task.model.zero_grad(set_to_none=True)
-    return found[0] if found else "no layer: done once more, the step gave numbers (is the machine faulty?)"
+    return found[0] if found else NO_LAYER
 
 
 def clip_gradients(parameters, limit: float) -> float:
@@ -442,13 +472,15 @@ def _changed(old: dict, new: dict) -> str:
 
 
 class StopSignal:
-    """Within this context, Ctrl-C and SIGTERM don't interrupt: they set `asked`, and `check` stops between two steps.
+    """Within this context, Ctrl-C and SIGTERM don't interrupt: they set `asked`, and the loop stops between two steps.
 
     A second one stops at once, as KeyboardInterrupt; what was saved before stays.  Signals that are ignored stay so.
+    Of several processes each gets Ctrl-C twice, from the terminal and from torchrun: there "a second one" is a later one.
     """
 
     def __init__(self, active=True):
         self.asked = False
+        self.later = 0.0                             # from when on a second signal counts
         # Python allows only the main thread to handle signals.
         self.active = active and threading.current_thread() is threading.main_thread()
         self.before = {}
@@ -461,15 +493,14 @@ class StopSignal:
 
     def receive(self, number, frame):
         if self.asked:
-            raise KeyboardInterrupt
+            if time.monotonic() >= self.later:
+                raise KeyboardInterrupt
+            return
         self.asked = True
-        with contextlib.suppress(OSError):           # not by print, which may be in the middle of a line
-            os.write(2, b"\nstopping after this step (once more: at once) ...\n")
-
-    def check(self, kept: str) -> None:
-        """Raise Interrupted if someone asked; `kept` says what is saved."""
-        if self.asked:
-            raise Interrupted(f"interrupted: everything up to {kept}; the same command with --resume goes on from there")
+        self.later = time.monotonic() + (2.0 if parallel.world()[1] > 1 else 0.0)
+        if parallel.is_first():
+            with contextlib.suppress(OSError):       # not by print, which may be in the middle of a line
+                os.write(2, b"\nstopping after this step (once more: at once) ...\n")
 
     def __exit__(self, kind, *_):
         for number, handler in self.before.items():
@@ -486,8 +517,8 @@ def label(config: Config) -> str:
 
 
 def say(config: Config, text: str) -> None:
-    """One or more lines to the reader."""
-    for line in text.splitlines():
+    """One or more lines to the reader, from the first process if there are several."""
+    for line in text.splitlines() if parallel.is_first() else ():
         print(label(config) + line, flush=True)
 
 
@@ -539,7 +570,7 @@ def named(scores: dict, keys) -> str:
 
 def progress_bar(items, description: str, progress: bool, **choices):
     """A bar for a terminal or a notebook; into a file, one line every half minute.  TQDM_DISABLE is respected."""
-    if not progress:
+    if not progress or not parallel.is_first():
         choices["disable"] = True
     if not sys.stderr.isatty():
         choices["mininterval"] = 30.0

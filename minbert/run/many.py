@@ -82,6 +82,17 @@ class ManyTasks(BaseTask):
         """{task: its batch} of a step."""
         return {name: self.every[name].batch(indices, step) for name, indices in item}
 
+    def answers(self, batch: dict) -> int:
+        """Over how many answers the loss of a part, the batch of one task, is a mean."""
+        (name, own), = batch.items()
+        return self.every[name].answers(own)
+
+    def part(self, batch: dict, chosen: slice) -> dict | None:
+        """Some examples of a part."""
+        (name, own), = batch.items()
+        found = self.every[name].part(own, chosen)
+        return None if found is None else {name: found}
+
     def parts(self, batch: dict, rows: int) -> list[dict]:
         """One part a task, each in parts of at most `rows` rows."""
         return [{name: part} for name, own in batch.items() for part in self.every[name].parts(own, rows)]

@@ -77,6 +77,20 @@ class SentencePairTask(BaseTask):
         """The model's inputs, see `rows`, and labels (B,) float32, of the training pairs with these indices."""
         return {**self.rows(indices, self.sides), "labels": torch.tensor([self.train_labels[i] for i in indices])}
 
+    def part(self, batch: dict, chosen: slice) -> dict | None:
+        """Some pairs of a batch, with both their sides."""
+        if not self.model.apart:
+            return super().part(batch, chosen)
+        count = len(batch["labels"])
+        first = torch.arange(count, device=batch["labels"].device)[chosen]
+        if not len(first):
+            return None
+        both = torch.cat([first, first + count])
+        mask = batch["attention_mask"][both]
+        longest = int(mask.sum(dim=1).max())
+        return {"input_ids": batch["input_ids"][both, :longest], "attention_mask": mask[:, :longest],
+                "labels": batch["labels"][first]}
+
     def parts(self, batch: dict, rows: int) -> list[dict]:
         """The batch in parts of at most `rows` pairs."""
         if not self.model.apart:
@@ -84,15 +98,7 @@ class SentencePairTask(BaseTask):
         count = len(batch["labels"])
         if not rows or rows >= count:
             return [batch]
-        found = []
-        for first in range(0, count, rows):
-            chosen = torch.arange(first, min(first + rows, count), device=batch["labels"].device)
-            both = torch.cat([chosen, chosen + count])
-            mask = batch["attention_mask"][both]
-            longest = int(mask.sum(dim=1).max())
-            found.append({"input_ids": batch["input_ids"][both, :longest], "attention_mask": mask[:, :longest],
-                          "labels": batch["labels"][chosen]})
-        return found
+        return [self.part(batch, slice(first, first + rows)) for first in range(0, count, rows)]
 
     def outputs(self, batch: dict) -> torch.Tensor:
         """What the model says to a batch: (B, K)."""

@@ -80,22 +80,26 @@ def make(config: Config, task, arithmetic, done, timing: str, curve: dict) -> di
     Args: the resolved configuration; the task (see tasks.py); the arithmetic (device.py); the run's `Progress`;
     "alone" or "shared"; the training curve.
     """
-    from minbert.run import device
+    from minbert.run import device, parallel
 
     trained, stored = parameters(task.model)
     seconds = sum(entry["train"]["seconds"] for entry in done.history)
     examples = sum(entry["train"]["examples"] for entry in done.history)
+    processes = parallel.world()[1]
+    command = command_of(config, arithmetic)
+    if processes > 1:
+        command = command.replace("minbert", f"torchrun --nproc-per-node {processes} -m minbert.run.cli", 1)
     return {
         "recipe": config.recipe,
         "size": config.size,
         "seed": config.seed,
-        "command": command_of(config, arithmetic),
+        "command": command,
         "commit": commit(),
         "config": public(config),
         "weights": task.start.weights,
         "data": task.data,
         "notes": task.notes,
-        "device": device.describe(arithmetic.device),
+        "device": {**device.describe(arithmetic.device), **({"processes": processes} if processes > 1 else {})},
         "versions": versions(),
         "parameters": {"trained": trained, "stored": stored},
         "epochs": done.history,

@@ -105,6 +105,10 @@ class BaseTask:
         """Over how many answers the loss of this batch is a mean."""
         return len(batch["labels"])
 
+    def part(self, batch: dict, chosen: slice) -> dict | None:
+        """Some examples of a batch, see `some_rows`."""
+        return some_rows(batch, chosen)
+
     def parts(self, batch: dict, rows: int) -> list[dict]:
         """The batch in parts of at most `rows` examples, see `micro_batches`."""
         return micro_batches(batch, rows)
@@ -128,12 +132,16 @@ def micro_batches(batch: dict, rows: int) -> list[dict]:
     mask = batch["attention_mask"]                                                           # (B, T)
     if not rows or rows >= len(mask):
         return [batch]
-    parts = []
-    for first in range(0, len(mask), rows):
-        longest = int(mask[first:first + rows].sum(dim=1).max())
-        parts.append({key: tensor[first:first + rows, :longest] if tensor.shape == mask.shape else tensor[first:first + rows]
-                      for key, tensor in batch.items()})
-    return parts
+    return [some_rows(batch, slice(first, first + rows)) for first in range(0, len(mask), rows)]
+
+
+def some_rows(batch: dict, chosen: slice) -> dict | None:
+    """Some rows of a batch; columns that are padding in all of them are cut off.  None if that is no row."""
+    mask = batch["attention_mask"]                                                           # (B, T)
+    if not len(mask[chosen]):
+        return None
+    longest = int(mask[chosen].sum(dim=1).max())
+    return {key: tensor[chosen, :longest] if tensor.shape == mask.shape else tensor[chosen] for key, tensor in batch.items()}
 
 
 def prepare(config: Config, model, names, ids, adapter=None):
