@@ -1,6 +1,7 @@
 """Two processes train together: the result is that of one process, and everything is said and written once.
 
-The processes are real, and talk by gloo; they are started once, and go through all scenarios one after the other.
+The processes are real, and talk by gloo; they are started once, go through all scenarios one after the other, and leave what
+came of them in files.  Each test looks at one part of that.
 """
 
 import contextlib
@@ -20,39 +21,39 @@ import torch
 from minbert.run import checkpoint, cli, loop, parallel, recipes, records, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = dict(recipes.SMOKE, hidden_size=16, intermediate_size=32, vocab_size=300, epochs=2, steps_per_epoch=5, lr=2e-3,
-             dropout=0.0, head_dropout=0.0, size="small")
+TINY = dict(recipes.SMOKE, hidden_size=16, intermediate_size=32, vocab_size=300, epochs=1, steps_per_epoch=4, lr=2e-3,
+            dropout=0.0, head_dropout=0.0, size="small")
 THREE = dict(task="sst+quora+sts", sampling="round-robin")
 
-# What two processes and one must agree on.  312 scored pairs and 340 sentences: a batch size that leaves one over.
+# What two processes and one must agree on.
 SCENARIOS = {
-    "sentences": dict(task="sst"),
     "ragged": dict(task="sst", batch_size=113, steps_per_epoch=0),           # 113, 113, 113 and 1: one has none
     "micro": dict(task="sst", batch_size=5, micro_batch=1, clip=0.05),       # 3 and 2 examples, in 3 and 2 parts
     "pairs apart": dict(task="sts", pair_head="vector", similarity="mse", batch_size=7, micro_batch=2),
     "summed": dict(THREE, step_form="summed", batch_size=5, micro_batch=2),
     "adapters": dict(THREE, adapt="lora", batch_size=7),
-    "pieces": dict(task="mlm", batch_size=2, max_length=24),                 # now and then nothing is hidden in one half
+    "pieces": dict(task="mlm", batch_size=2, max_length=24, mask_rate=0.05, steps_per_epoch=8),    # some halves hide nothing
+    "questions": dict(task="sst+squad", sampling="round-robin", batch_size=3, window_length=64, question_length=24,
+                      window_step=24),
 }
-RESUMED = dict(task="sst", dropout=0.3, head_dropout=0.3)
+RESUMED = dict(task="sst", epochs=2, steps_per_epoch=3, dropout=0.3, head_dropout=0.3)
 
 
 def settings(**changes):
-    return recipes.make(**{**SMALL, **changes})
+    return recipes.make(**{**TINY, **changes})
 
 
 def train(config, out, **options):
     """A run with double the digits, so that only a real difference can grow."""
     torch.set_default_dtype(torch.float64)
     try:
-        return loop.train(config, out=out, progress=True, device="cpu", **options)
+        return loop.train(config, out=out, device="cpu", **options)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def outcome(result):
-    return {"losses": result.losses, "epochs": result.record["epochs"], "device": result.record["device"],
-            "command": result.record["command"]}
+    return {"losses": result.losses, **{key: result.record[key] for key in ("epochs", "device", "command")}}
 
 
 # ---- what each of the two processes does -------------------------------------------------------------------------
@@ -65,37 +66,41 @@ def work(directory):
         found[name] = outcome(train(settings(**changes), directory / "runs" / name))
 
     found["whole"] = outcome(train(settings(**RESUMED), directory / "runs" / "whole"))
-    with at_step(7, lambda: rank == 1 and os.kill(os.getpid(), signal.SIGTERM)):
-        try:
-            train(settings(**RESUMED), directory / "runs" / "resumed")
-        except loop.Interrupted as error:
-            found["interrupted"] = str(error)
+    with at_step(5, lambda: rank == 1 and os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(loop.Interrupted) as stopped:
+        train(settings(**RESUMED), directory / "runs" / "resumed")
+    found["interrupted"] = str(stopped.value)
     found["resumed"] = outcome(train(settings(**RESUMED), directory / "runs" / "resumed", resume=True))
 
     real = tasks.SentenceTask.loss
+
     def broken(self, batch):
         loss, *rest = real(self, batch)
         return loss * float("nan"), *rest
-    with at_step(6, lambda: setattr(tasks.SentenceTask, "loss", broken) if rank == 1 else None):
-        try:
-            train(settings(task="sst"), directory / "runs" / "broken")
-        except loop.TrainingStopped as error:
-            found["broken"] = str(error)
+
+    with (at_step(3, lambda: rank == 1 and setattr(tasks.SentenceTask, "loss", broken)),
+          pytest.raises(loop.TrainingStopped) as stopped):
+        train(settings(task="sst"), directory / "runs" / "broken")
+    found["broken"] = str(stopped.value)
     tasks.SentenceTask.loss = real
 
     # A recipe by the command line, with a tiny model in its place.
-    recipes.resolve = lambda name, size="small", **k: recipes.make(recipe=name, **{**SMALL, "epochs": 1})
-    arguments = ["run", "first-finetune", "--seeds", "0", "--device", "cpu", "--root", str(directory / "records"),
-                 "--runs", str(directory / "runs")]
+    recipes.resolve = lambda name, size="small", **k: recipes.make(recipe=name, **TINY)
+    places = ["--device", "cpu", "--root", str(directory / "records"), "--runs", str(directory / "runs")]
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        found["code"] = cli.main(arguments)
+        found["code"] = cli.main(["run", "first-finetune", "--seeds", "0", *places])
     found["said"] = said.getvalue()
+
+    # The last, for one of them is lost in it.
+    (directory / f"{rank}.json").write_text(json.dumps(found))
+    with at_step(2, lambda: rank == 1 and os._exit(9)), contextlib.redirect_stderr(io.StringIO()) as said:
+        found["code alone"] = cli.main(["run", "first-finetune", "--seeds", "0", "--again", *places])
+    found["said alone"] = said.getvalue()
     (directory / f"{rank}.json").write_text(json.dumps(found))
 
 
 @contextlib.contextmanager
 def at_step(number, act):
-    """Do something after so many steps of a run."""
+    """Do something before that step of a run."""
     real, taken = loop.training_step, []
 
     def training_step(*arguments):
@@ -113,30 +118,28 @@ def at_step(number, act):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """(what process 0 found, what process 1 found, their directory)."""
+    """(what process 0 found, what process 1 found, what each printed, their directory)."""
     directory = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    logs = [open(directory / f"{rank}.log", "w+") for rank in (0, 1)]
-    command = [sys.executable, "-m", "tests.test_parallel", str(directory)]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log,
-                                  env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-                 for rank, log in enumerate(logs)]
-    until = time.monotonic() + 900
-    while any(process.poll() is None for process in processes):      # if one fails, the other would wait for ever
-        if any(process.poll() for process in processes) or time.monotonic() > until:
-            for process in processes:
-                process.kill()
+    logs = [directory / f"{rank}.log" for rank in (0, 1)]
+    processes = []
+    for rank, log in enumerate(logs):
+        with open(log, "w") as file:
+            processes.append(subprocess.Popen([sys.executable, "-m", "tests.test_parallel", str(directory)], cwd=ROOT,
+                                              stdout=file, stderr=file, env={**environment, "RANK": str(rank)}))
+    until = time.monotonic() + 600
+    while any(process.poll() is None for process in processes) and time.monotonic() < until:
+        if any(process.poll() not in (None, 0, 9) for process in processes):     # the other might wait for ever
+            break
         time.sleep(0.05)
-    said = []
-    for log in logs:
-        log.seek(0)
-        said.append(log.read())
-        log.close()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-5000:]
+    for process in processes:
+        process.kill()
+    said = [log.read_text() for log in logs]
+    assert [process.wait() for process in processes] == [0, 9], "\n".join(said)[-5000:]
     return *(json.loads((directory / f"{rank}.json").read_text()) for rank in (0, 1)), said, directory
 
 
@@ -162,18 +165,17 @@ def test_two_processes_train_as_one(two, tmp_path, name):
         assert torch.allclose(weights[key], expected[key], rtol=0, atol=1e-5), key
 
 
-@pytest.mark.parametrize("changes", [dict(task="sst"), dict(task="sts", pair_head="vector"), dict(task="mlm"),
-                                     dict(THREE, step_form="summed")], ids=["sentences", "pairs apart", "pieces", "summed"])
-def test_the_shares_of_all_processes_are_the_batch(changes):
-    task = tasks.make(settings(**changes))
-    batch = task.batch(task.order(0)[0], 0)
+@pytest.mark.parametrize("name", ["ragged", "pairs apart", "pieces", "summed", "questions"])
+def test_the_shares_of_all_processes_are_the_batch(name):
+    task = tasks.make(settings(**{**SCENARIOS[name], "batch_size": 8, "mask_rate": 0.15}))
+    batch = task.batch(task.order(0)[-1], 0)
     whole = task.parts(batch, 0)                     # one for each task
     for processes in (1, 2, 3, 8):
         shares = [part for rank in range(processes) for part in parallel.own_parts(task, batch, 2, rank, processes)]
         assert sum(weight for _, weight in shares) == pytest.approx(len(whole))
         answers = [task.answers(part) for part, weight in shares if weight]
         assert sum(answers) == sum(task.answers(part) for part in whole)
-        if changes["task"] != "mlm":                 # there a row in which nothing is hidden is left out
+        if name != "pieces":                         # there a row in which nothing is hidden is left out
             assert rows_in(part for part, weight in shares if weight) == rows_in(whole)
 
 
@@ -192,27 +194,45 @@ def test_a_process_without_an_example_takes_part_with_weight_0():
     assert weight == 0 and len(part["labels"]) == 1
 
 
+def test_the_scenario_of_hidden_pieces_has_halves_without_any():
+    task = tasks.make(settings(**SCENARIOS["pieces"]))
+    batches = [task.batch(indices, step) for step, indices in enumerate(task.order(0))]
+    assert 0 in [weight for batch in batches for rank in (0, 1) for _, weight in parallel.own_parts(task, batch, 0, rank, 2)]
+
+
+def test_random_numbers_differ_by_process_step_and_seed_and_come_again(monkeypatch):
+    def drawn(rank, seed, step):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        parallel.seed_step(seed, step)
+        return torch.rand(4).tolist()
+
+    before = torch.get_rng_state()
+    runs = [[drawn(rank, seed, step) for rank in (0, 1) for seed in (0, 1) for step in (0, 1)] for _ in range(2)]
+    torch.set_rng_state(before)
+    assert runs[0] == runs[1] and len({tuple(numbers) for numbers in runs[0]}) == 8
+
+
 # ---- everything once ---------------------------------------------------------------------------------------------
 
 def test_a_record_says_how_many_processes_there_were(two):
-    assert two[0]["sentences"]["device"]["processes"] == 2
-    assert two[0]["sentences"]["command"].startswith("torchrun --nproc-per-node 2 -m minbert.run.cli train")
+    assert two[0]["micro"]["device"]["processes"] == 2
+    assert two[0]["micro"]["command"].startswith("torchrun --nproc-per-node 2 -m minbert.run.cli train")
 
 
 def test_only_the_first_process_writes_and_speaks(two):
     first, second, said, directory = two
     assert first["code"] == second["code"] == 0
     assert first["said"].count("best epoch") == 1 and "recorded in" in first["said"] and second["said"] == ""
-    assert "epoch 1/2" in said[0] and said[1].strip() == "", said[1]
+    assert "epoch 1/1" in said[0] and said[1].strip() == "", said[1]
     assert len(list((directory / "records").rglob("small-*.json"))) == 1 and not records.faults(directory / "records")
-    for run in (directory / "runs").glob("*/"):
-        assert not list(run.glob(".*")), run
+    assert not list((directory / "runs").rglob(".*.part"))
 
 
 def test_interrupting_one_stops_both_and_they_resume_with_the_same_dropout(two):
     first, second, _, directory = two
     assert first["interrupted"] == second["interrupted"]
-    assert "everything up to epoch 1 of 2, step 2 of 5 of the next is kept" in first["interrupted"]
+    assert "everything up to epoch 1 of 2, step 2 of 3 of the next is kept" in first["interrupted"]
     assert first["resumed"]["losses"] == first["whole"]["losses"] == second["resumed"]["losses"]
     whole, resumed = trained(directory, "whole"), trained(directory, "resumed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -220,12 +240,26 @@ def test_interrupting_one_stops_both_and_they_resume_with_the_same_dropout(two):
 
 def test_a_loss_that_is_no_number_in_one_process_stops_both_with_one_message(two):
     first, second, _, directory = two
-    assert first["broken"] == second["broken"] or "first seen in" in first["broken"]
-    for process in (first, second):
-        assert "in epoch 2, step 1 of 5" in process["broken"] and "the loss is nan" in process["broken"]
-        assert "everything up to epoch 1 of 2 is kept" in process["broken"]
+    assert first["broken"] == second["broken"]
+    assert "in epoch 1, step 3 of 4" in first["broken"] and "the loss is nan" in first["broken"]
+    assert "everything up to epoch 0 of 1, step 2 of 4 of the next is kept" in first["broken"]
     meta = checkpoint.load(directory / "runs" / "broken" / "last.safetensors")[1]
-    assert meta["progress"]["step"] == 5
+    assert meta["progress"]["step"] == 2
+
+
+def test_a_process_that_is_lost_ends_the_other_with_one_line(two):
+    assert two[0]["code alone"] == 1
+    assert two[0]["said alone"].endswith("minbert: another process of this run has stopped, and this one can't go on alone: "
+                                         "its message says why\n")
+
+
+def test_what_all_are_told_is_said_by_the_first(monkeypatch, capsys):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for rank, interrupted, failed in (("0", 1, 1), ("1", 0, 1)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.complain("interrupted", 130) == 130 and cli.complain("no memory", 1) == 1
+        said = capsys.readouterr().err
+        assert said.count("interrupted") == interrupted and said.count("no memory") == failed
 
 
 def test_more_processes_than_examples_in_a_batch_are_refused(tmp_path, monkeypatch, capsys):
@@ -238,15 +272,24 @@ def test_more_processes_than_examples_in_a_batch_are_refused(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_torchrun_trains_a_recipe(tmp_path):
+def test_torchrun_trains_a_recipe_as_one_process_does(tmp_path):
+    recipe = ["run", "annealed", "--size", "smoke", "--seeds", "0", "--device", "cpu", "--runs"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minbert.run.cli"]
-    done = subprocess.run([*command, "run", "annealed", "--size", "smoke", "--seeds", "0", "--device", "cpu", "--runs",
-                           str(tmp_path)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          cwd=tmp_path)
+    done = subprocess.run([*command, *recipe, str(tmp_path / "two")], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best epoch") == 1
-    [record] = tmp_path.rglob("record.json")
-    assert json.loads(record.read_text())["device"]["processes"] == 2
+    assert cli.main([*recipe, str(tmp_path / "one")]) == 0
+    lines = done.stdout.splitlines()
+    assert len(set(lines)) == len(lines) and all(line.startswith("plumbing only") for line in lines)
+
+    [path], [other] = ((tmp_path / name).rglob("record.json") for name in ("two", "one"))
+    two, one = json.loads(path.read_text()), json.loads(other.read_text())
+    for key in ("config", "weights", "data", "notes", "parameters", "untrained", "plan"):
+        assert two[key] == one[key], key
+    assert (two["device"].pop("processes"), two["device"].pop("threads")) == (2, 1)
+    for epoch, expected in zip(two["epochs"], one["epochs"], strict=True):       # dropout is another, but nothing else
+        assert epoch["train"]["loss"] == pytest.approx(expected["train"]["loss"], abs=0.05)
+        assert epoch["train"]["examples"] == expected["train"]["examples"]
 
 
 if __name__ == "__main__":

@@ -139,10 +139,12 @@ def main(arguments: list[str] | None = None) -> int:
 def complain(message: str, code: int) -> int:
     """Say what is wrong, on stderr.
 
-    Of several processes (see parallel.py) the first says it.  Another one waits: if the first has failed too, torchrun ends
-    this one meanwhile, and the reader sees one line.
+    Of several processes (see parallel.py) all are interrupted, and the first says so.  Another one that fails waits: if the
+    first has failed too, torchrun ends this one meanwhile, and the reader sees one line.
     """
     if os.environ.get("RANK", "0") != "0":
+        if code == 130:
+            return code
         time.sleep(5)
     print(f"minbert: {message}", file=sys.stderr)
     return code
@@ -156,7 +158,7 @@ def one_line(error: Exception, options) -> str:
             return "out of memory: end other programs that use it, or give --device cpu"
         return ("out of memory: give --micro-batch, at most half the batch (the batch of a step stays as large as it is), or "
                 "choose a smaller --model; with --resume the run goes on from its last checkpoint")
-    if "RANK" in os.environ and ("closed by peer" in text or type(error).__name__.startswith("Dist")):
+    if "RANK" in os.environ and ("gloo/" in text or type(error).__name__.startswith("Dist")):
         return "another process of this run has stopped, and this one can't go on alone: its message says why"
     if isinstance(error, ImportError):
         return f"a package is missing ({text}): 'minbert doctor' says what to install"

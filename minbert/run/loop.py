@@ -36,7 +36,6 @@ from minbert.run.tasks import evaluate, micro_batches, predict  # noqa: F401  (p
 
 CURVE_EVERY = 25                                     # the training curve of a record: a mean loss every so many steps
 SAVE_EVERY = 10.0                                    # minutes between two checkpoints within an epoch
-NO_LAYER = "no layer: done once more, the step gave numbers (is the machine faulty?)"
 SKIPS_IN_A_ROW = 30                                  # float16: so many steps left out one after the other are hopeless
 
 
@@ -243,10 +242,9 @@ def train_epoch(config, task, done, steps, optimizer, arithmetic, progress, betw
                     raise FloatingPointError(f"the gradient overflowed float16 in each of the last {done.skipped} steps")
                 loss, hits, count = training_step(task, batch, optimizer, arithmetic, config.clip, config.micro_batch, wrapped)
             except FloatingPointError as error:
-                # Of several processes each looks through the whole batch, in parts of the size of its share.
+                # Of several processes the first looks through the whole batch, in parts of the size of its share.
                 rows = config.micro_batch or (math.ceil(config.batch_size / parallel.world()[1]) if wrapped else 0)
-                found = parallel.from_each(first_bad_layer(task, batch, arithmetic, random_numbers, rows))
-                layer = next((phrase for phrase in found if phrase != NO_LAYER), NO_LAYER)
+                layer = parallel.from_first(lambda: first_bad_layer(task, batch, arithmetic, random_numbers, rows))
                 checkpoint.set_random_state(random_numbers)
                 raise FloatingPointError(f"{step_name(task, done, indices, steps)}: {error}, first seen in {layer}"
                                          ) from None
@@ -353,7 +351,7 @@ def first_bad_layer(task, batch, arithmetic, random_numbers, micro_batch=0) -> s
         for hook in hooks:
             hook.remove()
         task.model.zero_grad(set_to_none=True)
-    return found[0] if found else NO_LAYER
+    return found[0] if found else "no layer: done once more, the step gave numbers (is the machine faulty?)"
 
 
 def clip_gradients(parameters, limit: float) -> float:
@@ -475,12 +473,10 @@ class StopSignal:
     """Within this context, Ctrl-C and SIGTERM don't interrupt: they set `asked`, and the loop stops between two steps.
 
     A second one stops at once, as KeyboardInterrupt; what was saved before stays.  Signals that are ignored stay so.
-    Of several processes each gets Ctrl-C twice, from the terminal and from torchrun: there "a second one" is a later one.
     """
 
     def __init__(self, active=True):
         self.asked = False
-        self.later = 0.0                             # from when on a second signal counts
         # Python allows only the main thread to handle signals.
         self.active = active and threading.current_thread() is threading.main_thread()
         self.before = {}
@@ -493,11 +489,8 @@ class StopSignal:
 
     def receive(self, number, frame):
         if self.asked:
-            if time.monotonic() >= self.later:
-                raise KeyboardInterrupt
-            return
+            raise KeyboardInterrupt
         self.asked = True
-        self.later = time.monotonic() + (2.0 if parallel.world()[1] > 1 else 0.0)
         if parallel.is_first():
             with contextlib.suppress(OSError):       # not by print, which may be in the middle of a line
                 os.write(2, b"\nstopping after this step (once more: at once) ...\n")

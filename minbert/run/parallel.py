@@ -106,11 +106,12 @@ def own_parts(task, batch: dict, micro_batch: int, rank: int, processes: int) ->
     found, idle = [], []
     for whole in task.parts(batch, 0):               # one for each task in the step
         own = task.part(whole, slice(rank, None, processes))
-        for part in task.parts(own, micro_batch) if own else ():
+        if own is None:
+            idle.append((task.part(whole, slice(1)), 0.0))
+            continue
+        for part in task.parts(own, micro_batch):
             weight = task.answers(part) / task.answers(whole)
             (found if weight else idle).append((part, weight))   # the idle: no hidden piece to guess
-        if not own:
-            idle.append((task.part(whole, slice(1)), 0.0))
     return found or idle[:1]
 
 
@@ -169,15 +170,6 @@ def first_then_others(compute):
     if first:
         wait()
     return result
-
-
-def from_each(value) -> list:
-    """The values of all processes, in their order."""
-    if world()[1] == 1:
-        return [value]
-    values = [None] * world()[1]
-    distributed.all_gather_object(values, value)
-    return values
 
 
 def from_first(compute):

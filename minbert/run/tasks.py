@@ -26,7 +26,7 @@ from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share
 from minbert.mlm import MaskedLanguageModel, mask_tokens
 from minbert.multitask import freeze_head
 from minbert.pretrained import save_pretrained
-from minbert.run import build
+from minbert.run import build, parallel
 from minbert.run.batching import batches, collate, filled_batches, restore, tokenise
 from minbert.run.data import DataError, load_task, load_texts
 from minbert.run.recipes import PAIRS, Config, source_name, tasks_of
@@ -363,7 +363,7 @@ def squad_task_of(config: Config, name: str, start, train, dev):
     """SQuAD's task, with a new head on the encoder; freezing and the like is left to `prepare`."""
     from minbert.run.squad_task import SquadTask
 
-    return SquadTask(config, start, build.model_on(start.encoder, config, name), train, dev)
+    return SquadTask(config, start, build.model_on(start.encoder, config, name), train, dev, progress=parallel.is_first())
 
 
 def read_split(config: Config, name: str, split: str):
