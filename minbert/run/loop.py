@@ -114,7 +114,7 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     config = dataclasses.replace(config, precision=arithmetic.precision)
     first = parallel.is_first()
     out = None if out is None else prepare_directory(Path(out), resume, again) if first else Path(out)
-    parallel.join(config.batch_size, arithmetic.device)
+    parallel.meet(config.batch_size, arithmetic.device)
     seed_everything(config.seed)
     task = parallel.first_then_others(lambda: tasks.make(config, runs))
     if out is not None and again and first:
@@ -281,7 +281,7 @@ def training_step(task, batch, optimizer, arithmetic, clip, micro_batch=0, wrapp
     if wrapped is None:
         value, right, count = forward_backward(task, batch, arithmetic, micro_batch)
     else:
-        value, right, count = parallel.forward_backward(wrapped, batch, arithmetic, micro_batch)
+        value, right, count = parallel.forward_backward_together(wrapped, batch, arithmetic, micro_batch)
     if clip:
         arithmetic.scaler.unscale_(optimizer)
         norm = clip_gradients([parameter for _, parameter in trainable(task.model)], clip)

@@ -50,7 +50,7 @@ def own_device(device: str) -> str:
     return device
 
 
-def join(batch_size: int, device: torch.device) -> None:
+def meet(batch_size: int, device: torch.device) -> None:
     """Meet the other processes, if there are any.  Raises ParallelError if there is not an example for each in a batch."""
     processes = world()[1]
     if processes > batch_size:
@@ -115,7 +115,7 @@ def own_parts(task, batch: dict, micro_batch: int, rank: int, processes: int) ->
     return found or idle[:1]
 
 
-def forward_backward(wrapped, batch: dict, arithmetic, micro_batch: int = 0):
+def forward_backward_together(wrapped, batch: dict, arithmetic, micro_batch: int = 0):
     """As `minbert.run.loop.forward_backward`, in all processes together.
 
     `batch` is the whole batch.  Loss, right answers and answers are those of all processes, and the same in each.
