@@ -240,6 +240,8 @@ def f1_score(answer):
 
 F1_FAULTS = {
     "sets": "A word that occurs twice counts once: sets are used. Count with `collections.Counter`.",
+    "common set": "The common words are counted as a set, the texts' words are not: a word that both have twice counts once. "
+                  "The common part of two bags is asked for: `collections.Counter(said) & collections.Counter(gold)`.",
     "not normalised": "The texts are not normalised: capitals, punctuation and articles make a difference.",
     "only lower case": "Punctuation and articles still count. `normalise_answer` takes all of it away.",
     "both empty 0": "Two empty answers get 0. They agree: the right answer to a question without one is \"\", and scores 1.",
@@ -277,6 +279,8 @@ def f1_with(fault, said, gold):
     common = sum(min(said.count(word), gold.count(word)) for word in set(said))
     if fault == "all words":
         common = sum(word in gold for word in said)
+    if fault == "common set":
+        common = len(set(said) & set(gold))
     if not common:
         return 0.0
     precision, recall = common / len(said), common / len(gold)

@@ -185,6 +185,17 @@ def every_word(said, gold):
     return 2 * common / (len(said) + len(gold)) if common else 0.0
 
 
+def common_as_a_set(said, gold):
+    said, gold = squad.normalise_answer(said).split(), squad.normalise_answer(gold).split()
+    if not said or not gold:
+        return float(said == gold)
+    common = len(set(said) & set(gold))
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(said), common / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
 def by_crossing_out(said, gold):
     """Cross out each word that is found; F1 = 2 · common / (both lengths)."""
     clean = []
@@ -327,6 +338,7 @@ WRONG = {
     },
     "f1_score": {
         "sets": counted(count=lambda words: collections.Counter(set(words))),
+        "common words as a set, lengths as lists": common_as_a_set,
         "not normalised": counted(words=str.split),
         "only lower case": counted(words=lambda text: text.lower().split()),
         "both empty": counted(both=0.0),
