@@ -66,7 +66,7 @@ def meet(batch_size: int, device: torch.device) -> None:
 
 
 class LossOf(nn.Module):
-    """A task's loss as a module, for DistributedDataParallel wraps modules and looks at what `forward` returns."""
+    """A task's loss as a module, for DistributedDataParallel wraps modules and follows what `forward` returns."""
 
     def __init__(self, task):
         super().__init__()
@@ -74,17 +74,9 @@ class LossOf(nn.Module):
         # PyTorch warns where it looks for unused parameters and finds none: it always finds this one.
         self.idle = nn.Parameter(next(task.model.parameters()).detach().new_zeros(()))
 
-    def forward(self, part: dict, last: bool):
-        """(mean loss, right answers, answers) of a part of a batch.
-
-        Gradients travel with the last part of a step.  A head that only an earlier part has used would count as unused,
-        and each process would keep its own gradient: so the last loss hangs, times 0, on all that has a gradient by now.
-        """
-        loss, right, count = self.task.loss(part)
-        for parameter in self.parameters() if last else ():
-            if parameter.grad is not None:
-                loss = loss + 0 * parameter.sum()
-        return loss, right, count
+    def forward(self, part: dict):
+        """(mean loss, right answers, answers) of a part of a batch."""
+        return self.task.loss(part)
 
 
 def wrap(task):
@@ -125,10 +117,10 @@ def forward_backward_together(wrapped, batch: dict, arithmetic, micro_batch: int
     parts = own_parts(task, batch, micro_batch, rank, processes)
     sums = torch.zeros(3, dtype=torch.float64)       # loss, right answers, answers
     for place, (part, weight) in enumerate(parts, 1):
-        last = place == len(parts)
-        with contextlib.nullcontext() if last else wrapped.no_sync():
+        # The sum of all parts' gradients travels with the last part.
+        with contextlib.nullcontext() if place == len(parts) else wrapped.no_sync():
             with arithmetic.autocast():
-                loss, right, count = wrapped(part, last)
+                loss, right, count = wrapped(part)
             # Times the number of processes, because DistributedDataParallel divides by it: weights are shares of the whole.
             arithmetic.scaler.scale(loss * (weight * processes)).backward()
         if weight:
