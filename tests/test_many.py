@@ -322,6 +322,9 @@ def test_table1_shows_what_was_run_and_leaves_gaps(tmp_path, monkeypatch):
     record = json.loads(next((tmp_path / "records" / "annealed").glob("*.json")).read_text())
     line = drawn.get_lines()[0].get_ydata()
     assert line[0] == record["untrained"]["dev"]["tasks"]["sst"]["accuracy"] and len(line) == 1 + len(record["epochs"])
+
+    assert not record.get("gradient_cosines")          # SMALL has no cosine_every: a gap, not a crash
+    assert report.cosine_curves(["annealed"], root).axes[0].get_title() == "annealed: not run"
     plt.close("all")
 
 

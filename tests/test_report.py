@@ -99,6 +99,63 @@ def test_single_numbers_for_prose(root):
     assert report.cell("sst-full", root=root, data="hub", digits=2) == "0.50 (n=1)"
 
 
+def test_two_recipes_are_ordered_only_from_three_seeds_and_beyond_the_spread(root):
+    """sst-full: .50, .51, .52; its sample standard deviation is .01."""
+    def said(other):
+        return report.compared("sst-full", other, "best", "dev", "accuracy", root=root)
+
+    assert said("sst-partial") == "not run yet: sst-partial"
+    assert said("sst-frozen") == "not to be judged from n = 3 against 1: three seeds are needed"
+    for seed in range(3):
+        records.write(made_up("sst-lr-1e-5", seed, 0.49 + seed / 100), root)
+        records.write(made_up("sst-lr-1e-4", seed, 0.46 + seed / 100), root)
+    assert said("sst-lr-1e-5") == "no difference shown: +0.010, spread over seeds 0.010"
+    assert said("sst-lr-1e-4") == "+0.040, more than twice the spread over seeds (0.010)"
+
+
+def many(recipe, seed, at=None):
+    """A record of three tasks, with cosines measured at some steps."""
+    record = made_up(recipe, seed, 0.5)
+    dev = {"tasks": {"sst": {"accuracy": 0.5}, "quora": {"accuracy": 0.8}, "sts": {"pearson": 0.2}},
+           "average": 0.5, "average_plain": 0.5, "average_shifted": 0.65}
+    record["untrained"], record["best"]["dev"] = {"dev": dev}, dev
+    if at:
+        record["gradient_cosines"] = {"tasks": ["sst", "quora", "sts"], "at": at}
+    return record
+
+
+def test_a_table_of_several_tasks_names_its_one_setting_below(tmp_path):
+    gap, notes = cells(tmp_path, "annealed")
+    assert "setting" not in gap and gap["average"] == "not run"
+    records.write(many("annealed", 0), tmp_path)
+    row, notes = cells(tmp_path, "annealed")
+    assert "setting" not in row and row["average"] == "0.500 (n=1)"
+    assert "Setting of every run: small · minilm · builtin · fp32." in notes
+    other = many("annealed", 1)
+    other["config"]["data"] = "elsewhere"
+    records.write(other, tmp_path)
+    [table] = report.tables(["annealed"], tmp_path)
+    assert "setting" in table.columns and len({row[1] for row in table.rows}) == 2
+    with pytest.raises(RecipeError, match="2 settings"):
+        report.table1(tmp_path)
+
+
+def test_cosines_by_step_leave_out_what_has_no_direction(tmp_path):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    matrix = [[1, 0.1, None], [0.1, 1, -0.2], [None, -0.2, 1]]
+    later = [[1, 0.3, 0.4], [0.3, 1, -0.4], [0.4, -0.4, 1]]
+    records.write(many("annealed", 0, [[50, matrix], [100, later]]), tmp_path)
+    figure = report.cosine_curves(["annealed", "round-robin"], tmp_path, window=1)
+    drawn, gap = figure.axes
+    assert gap.get_title() == "round-robin: not run" and drawn.get_title() == "annealed"
+    lines = {line.get_label(): line for line in drawn.get_lines()}
+    assert lines["SST and Quora"].get_ydata().tolist() == [0.1, 0.3]
+    assert lines["Quora and STS"].get_ydata().tolist() == [-0.2, -0.4]
+    first, second = lines["SST and STS"].get_ydata()
+    assert first != first and second == 0.4 and lines["SST and STS"].get_xdata().tolist() == [50, 100]
+    plt.close("all")
+
+
 def test_unknown_recipes_are_refused(root):
     with pytest.raises(RecipeError, match="did you mean sst-full"):
         report.tables(["sst-ful"], root)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from minbert.checks.engine import Check, random
+from minbert.checks.engine import Check, CheckFailed, not_answered, random
 from minbert.lora import LoRALinear
 
 __all__ = ["lora_linear", "adapter_size", "extract_adapter", "add_adapters", "one_task_step", "sgd_ratio"]
@@ -65,6 +65,7 @@ def lora_linear(answer):
     ratio = A.detach().std().item() / (edge / math.sqrt(3))  # 1 for numbers that are even in ±edge
     known = {
         1 / edge * math.sqrt(3): "A's numbers are drawn from a standard normal distribution. They are to be even in ±1/√in, as in `nn.Linear`.",
+        math.sqrt(3): "A's numbers are drawn from a normal distribution of standard deviation 1/√in. Here they are even in ±1/√in: nothing lies beyond the bound.",
         math.sqrt(6): "`kaiming_uniform_` was called without a=√5. With it the bound is 1/√in, without it √6 times as much.",
         math.sqrt(400 / 50): "A's bound is 1/√r. It is 1/√in: each of the r sums runs over `in` numbers.",
     }
@@ -228,12 +229,13 @@ def adapter_size(answer):
             "A square of the rank is counted: B·A has r·(in + out) numbers, and no r × r matrix in the middle.": right + 4 * L * r * r,
         }
         if F:
-            values |= {
+            values = {
+                "Of each feed-forward matrix only one side is counted, r · F. It has an A and a B: r · (D + F).": right - 2 * L * r * D,
                 "The feed-forward matrices are left out, although `intermediate_size` is given.": attention,
                 "Only one of the two feed-forward matrices is counted.": attention + feed / 2,
                 "Each feed-forward matrix is counted as r · 2F. It has D on one side and F on the other.": attention + 4 * L * r * F,
                 "Each feed-forward matrix is counted as r · D · F.": attention + 2 * L * r * D * F,
-            }
+            } | values
         else:
             values["The feed-forward matrices are counted, although `intermediate_size` is 0."] = attention + 2 * L * r * (D + 4 * D)
             values["The part for the feed-forward matrices does not vanish when `intermediate_size` is 0."] = attention + 2 * L * r * D
@@ -465,5 +467,17 @@ def one_task_step(answer):
 def sgd_ratio(answer):
     """Exercise: how much farther plain SGD's first step goes with s = α than with s = α/r, at r = α = 16."""
     check = Check("sgd_ratio", see='Chapter 6, "How large a step"')
-    check.number(answer, 16.0**2, 2.0, "the ratio of the two updates")
+    if answer is None:
+        raise CheckFailed(not_answered("sgd_ratio"))
+    check.number(answer, 0.0, math.inf, "the ratio")  # a number at all?
+    value, r = float(answer), 16.0
+    known = {r: "r is what Adam gives, which takes the size out of the gradient. SGD does not: where does s stand in the gradient of B?",
+             1.0: "Both steps are equally long. Is `scaling` handed on to the layer, and is `update` of each looked at after its step?",
+             r**-2: "It is divided the other way round: the step with s = α by the one with s = α/r is asked for.",
+             r**0.5: "This is √r. Two factors of s stand in ΔW, and none of them is under a root.",
+             2 * r: "This is 2r. The two factors multiply.",
+             r**3: "One factor of r too many: B is 0 before the step, so A's gradient is 0 and A stays where it was."}
+    likely = next((text for wrong, text in known.items() if abs(value / wrong - 1) < 0.02), None)
+    check.true(abs(value - r**2) <= 2, "the ratio of the two updates is not right (to 2).", likely,
+               "the norm of ΔW after a step with s = α, divided by that with s = α/r", answer)
     check.passed("One r for the update itself, and one more for the gradient that B gets.")

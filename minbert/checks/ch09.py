@@ -14,7 +14,7 @@ from minbert import multitask as package
 from minbert.checks.engine import Check, CheckFailed, not_answered
 
 __all__ = ["task_probabilities", "capped_probabilities", "annealed_exponent", "repair_endless", "go_on", "gradient_cosines",
-           "unseen_share"]
+           "epochs_to_see"]
 
 COURSE = (8544, 141498, 6040)  # SST, Quora, STS
 
@@ -49,6 +49,7 @@ def task_probabilities(answer):
             "The exponent is 1/α, so that a smaller α favours the largest task even more.":
                 lambda: (N / N.max()) ** (1 / alpha) / ((N / N.max()) ** (1 / alpha)).sum() if alpha else None,
             "It is divided by the largest N^α, not by their sum.": lambda: weights / weights.max(),
+            "The power is taken of the sum, not of each N: (ΣN)^α.": lambda: N / N.sum() ** alpha,
             "The square root is always taken. The exponent is α.": lambda: N**0.5 / (N**0.5).sum(),
             "This is a softmax of N^α: e is raised to it once more.":
                 lambda: numpy.exp(weights - weights.max()) / numpy.exp(weights - weights.max()).sum(),
@@ -119,6 +120,8 @@ def annealed_exponent(answer):
                 lambda: [1 - 0.8 * e / (E - 1) for e in range(1, E + 1)],
             "It is divided by E. From the first epoch to the last there are E − 1 steps.":
                 lambda: [1 - 0.8 * (e - 1) / E for e in range(1, E + 1)],
+            "The epochs are counted from 0 and divided by E. Epoch 1 has α = 1, and from it to the last there are E − 1 steps.":
+                lambda: [1 - 0.8 * e / E for e in range(1, E + 1)],
             "α grows. It begins at 1, in proportion to the sizes, and falls.": lambda: [0.2 + 0.8 * s for s in steps],
             "α falls to 0, where all tasks are alike. It ends at a fifth.": lambda: [1 - s for s in steps],
             "α falls by 0.2. It falls to 0.2, by 0.8.": lambda: [1 - 0.2 * s for s in steps],
@@ -168,6 +171,8 @@ def repair_endless(answer):
             lambda: [passes[k][k % n] for k in range(count)],
         "From the second pass on, pass 1 is repeated. Each pass has a number of its own.":
             lambda: [passes[min(1, k // n)][k % n] for k in range(count)],
+        "Whole passes are returned. The last one is to be cut off when there are `count` batches.":
+            lambda: [batch for number in range(-(-count // n)) for batch in passes[number]],
         "There is one batch too many.": lambda: [passes[k // n][k % n] for k in range(count + 1)],
     }  # fmt: skip
 
@@ -316,26 +321,30 @@ def gradient_cosines(answer):
     check.passed()
 
 
-# ---- 9.7 what is never seen -------------------------------------------------------------------------------------------
+# ---- 9.7 until all has been shown -------------------------------------------------------------------------------------
 
 
-def unseen_share(answer):
-    """Exercise: the share of Quora's pairs that ten epochs of round robin never show."""
-    check = Check("unseen_share", see='Chapter 9, "Taking turns"')
+def epochs_to_see(answer):
+    """Exercise: the number of epochs of round robin, ended by the shortest task, that show all of Quora's pairs."""
+    check = Check("epochs_to_see", see='Chapter 9, "Taking turns"')
     if answer is None:
-        raise CheckFailed(not_answered("unseen_share"))
-    check.number(answer, 0.0, math.inf, "The share")  # a number at all?
+        raise CheckFailed(not_answered("epochs_to_see"))
+    check.number(answer, 0.0, math.inf, "The number of epochs")  # a number at all?
     sst, quora, sts = package.batches_of(COURSE, 8)
-    want, tolerance = 1 - 10 * sts / quora, 0.003
-    known = {
-        "This is the share that is seen.": 1 - want,
-        "This is the share after one epoch. A stream goes on from epoch to epoch: ten are asked for.": 1 - sts / quora,
-        "This counts in per cent. A share is between 0 and 1.": 100 * want,
-        "Here SST is the shortest task. Count the batches: STS has fewer.": 1 - 10 * sst / quora,
-        "Nothing is left out when round robin goes on until the longest task is spent. Here it stops with the shortest.": 0.0,
-    }
-    value = float(answer)
-    likely = [text for text, wrong in known.items() if abs(value - wrong) < tolerance]
-    check.true(abs(value - want) <= tolerance, f"The share is not right (to {tolerance}).", likely[0] if likely else None,
-               "one minus the batches of Quora in ten epochs, divided by the batches of one pass over it", answer)
+    value, want = float(answer), math.ceil(quora / sts)
+    likely = None
+    if value == want - 1:
+        likely = "Rounded down. After that many epochs some batches of Quora are still to come."
+    elif abs(value - quora / sts) < 0.5 and value != want:
+        likely = "Whole epochs are asked for. In the last one only a part of the batches is new."
+    elif abs(value - quora / sst) < 1:
+        likely = "Here SST is the shortest task. Count the batches: STS has fewer."
+    elif abs(value - COURSE[1] / sts) < 1:
+        likely = "Pairs were divided by batches. Divide batches by batches."
+    elif value == 10:
+        likely = "Ten epochs is what S0 trained. The chapter's table says that they leave more than half of Quora out."
+    elif value == 1:
+        likely = "That is so when an epoch goes on until the longest task is spent. Here it ends with the shortest."
+    check.true(value == want, "The number of epochs is not right.", likely,
+               "the batches of one pass over Quora, divided by the batches that an epoch takes of it, rounded up", answer)
     check.passed()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import io
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +91,11 @@ def _table(title, columns, kind, cells, names, every) -> ResultTable:
         table.notes.append("Not run: there is no record of it here. 'minbert run' and the experiment's name makes one.")
     if kind in ("quora", "sts", "many"):
         table.notes.append("Untrained: the scores before the first step, when the heads are as they were made.")
+    settings = {row[1] for row in table.rows if row[1] != NOT_RUN}
+    if kind == "many" and len(settings) < 2:           # the widest table: one setting for all rows needs no column
+        table.columns = [columns[0], *columns[2:]]
+        table.rows = [[row[0], *row[2:]] for row in table.rows]
+        table.notes.extend(f"Setting of every run: {setting}." for setting in settings)
     if kind == "many":
         table.notes.append("The average is that of accuracy, accuracy and Pearson's r, which report S0 uses; it chooses the "
                            "best epoch. n is the number of seeds; ± is the standard deviation over them, from three up.")
@@ -173,22 +179,25 @@ def table1(root=None, size="small") -> ResultTable:
     """Report S0's Table 1 from our records, each of our cells above the report's.
 
     A row that takes several recipes, one a task, has an average only if all of them were run; it is the average of the
-    means.
+    means.  Raises RecipeError when a recipe was recorded with several settings at that size.
     """
     columns = ["row", "SST accuracy", "Quora accuracy", "STS r", "average", "average with (r + 1) / 2"]
     table = ResultTable("Three tasks, every way of report S0", columns, [])
-    every = records.rows(sorted({name for names in TABLE1.values() for name in names}), root)
     for key, names in TABLE1.items():
         line = published.row("S0", "dev", key)
-        lists = [_scores_of([row for row in every if row.recipe in names and row.size == size], column)
-                 for column in SCORES]
+        rows = [row for row in (recorded(name, root, size=size) for name in names) if row]
+        lists = [_scores_of(rows, column) for column in SCORES]
         cells = [records.mean_and_spread(values) for values in lists]
         both = averages(*(sum(values) / len(values) for values in lists)) if all(lists) else ()
         cells += [f"{value:.3f}" for value in both] or [NOT_RUN, NOT_RUN]
         table.rows.append([line["label"], *cells])
         table.rows.append(["· in the report", *(line[column] for column in (*SCORES, "average")), ""])
+        table.notes += [f"{row.recipe} is stale: it was run with other settings than today's recipe, then → now: {difference}."
+                        for row in rows for difference in row.stale]
     table.notes.append("Ours: MiniLM, 3 epochs, 6,000 question pairs. The report: BERT-base, 10 epochs, all question pairs. "
                        "Compare rows with rows of the same model, not across.")
+    table.notes.append("n is the number of seeds; ± is the standard deviation over them, from three up. "
+                       "An average is that of the cells beside it.")
     return table
 
 
@@ -244,6 +253,25 @@ def values(name: str, *keys, root=None, **choice) -> list[float]:
 def cell(name: str, *keys, root=None, digits=3, **choice) -> str:
     """A table cell for prose: "0.508 ± 0.004 (n=3)", or "not run".  Without keys: the dev accuracy."""
     return records.mean_and_spread(values(name, *(keys or ("best", "dev", "accuracy")), root=root, **choice), digits)
+
+
+def compared(one: str, other: str, *keys, root=None, **choice) -> str:
+    """Recipe `one` against recipe `other` by one score, in words that claim no more than the records allow.
+
+    No order from fewer than three seeds on either side, and no difference up to twice the larger standard deviation.
+    Keys and `choice` as in `values`.
+    """
+    found = {name: values(name, *keys, root=root, **choice) for name in (one, other)}
+    missing = [name for name, scores in found.items() if not scores]
+    if missing:
+        return f"not run yet: {' and '.join(missing)}"
+    if min(map(len, found.values())) < 3:
+        return f"not to be judged from n = {' against '.join(str(len(scores)) for scores in found.values())}: three seeds are needed"
+    gap = statistics.fmean(found[one]) - statistics.fmean(found[other])
+    spread = max(map(statistics.stdev, found.values()))
+    if abs(gap) <= 2 * spread:
+        return f"no difference shown: {gap:+.3f}, spread over seeds {spread:.3f}"
+    return f"{gap:+.3f}, more than twice the spread over seeds ({spread:.3f})"
 
 
 # ---- as text -----------------------------------------------------------------------------------------------------
@@ -421,6 +449,49 @@ def task_curves(recipes, root=None):
     drawn = [ax for ax in axes[0] if ax.get_lines()]
     if drawn:
         drawn[0].legend(fontsize=8)
+    return figure
+
+
+def cosine_curves(recipes, root=None, window=5):
+    """A matplotlib figure: for each recipe of several tasks a panel with the cosines between its tasks' gradients by step.
+
+    A thin line is a seed, the thick one the mean over the seeds, both smoothed by the mean over `window` neighbouring
+    measurements: each is taken on one batch a task, and most of it is noise.  What was not run, or was run without
+    `cosine_every`, is said in its panel.  End the cell with `plt.show()`.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from minbert.show import COLOURS
+
+    found = {row.recipe: row for row in records.rows([find(name).name for name in recipes], root) if row.size != "full"}
+    labels = {"sst": "SST", "quora": "Quora", "sts": "STS", "squad": "SQuAD"}
+    figure, axes = plt.subplots(1, len(recipes), figsize=(4.5 * len(recipes), 3.2), sharey=True, squeeze=False,
+                                layout="constrained")
+    for name, ax in zip(recipes, axes[0]):
+        seeds = [record["gradient_cosines"] for record in found[name].records if "gradient_cosines" in record] \
+            if name in found else []
+        ax.set(title=name if seeds else f"{name}: {NOT_RUN}", xlabel="step")
+        ax.axhline(0, color="grey", linewidth=0.8)
+        tasks = seeds[0]["tasks"] if seeds else []
+        pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
+        for number, (i, j) in enumerate(pairs):
+            length = min(len(seed["at"]) for seed in seeds)
+            steps = [step for step, _ in seeds[0]["at"][:length]]
+            # None: a gradient of 0 has no direction. It is left out of the means.
+            lines = np.array([[matrix[i][j] for _, matrix in seed["at"][:length]] for seed in seeds], dtype=float)
+            known, width = ~np.isnan(lines), np.ones(min(window, length))
+            sums = [[np.convolve(row, width, "same") for row in rows] for rows in (np.where(known, lines, 0), known)]
+            with np.errstate(invalid="ignore"):
+                smooth = np.divide(*sums)                                                # (seeds, measurements)
+            for line in smooth:
+                ax.plot(steps, line, color=COLOURS[number], linewidth=0.8, alpha=0.5)
+            ax.plot(steps, smooth.mean(axis=0), ("-", "--", ":", "-.")[number % 4], color=COLOURS[number],
+                    linewidth=2, label=f"{labels.get(tasks[i], tasks[i])} and {labels.get(tasks[j], tasks[j])}")
+    axes[0][0].set_ylabel("cosine of the gradients")
+    drawn = [ax for ax in axes[0] if ax.get_legend_handles_labels()[0]]
+    if drawn:
+        figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 
