@@ -123,6 +123,13 @@ def test_an_early_end_of_the_pipe_is_no_error():
 
 # ---- run ---------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
+def test_one_command_tries_every_row_of_table1(tmp_path):
+    assert minbert("run", "table1", "--size", "smoke", "--seeds", 0, "--device", "cpu", "--quiet") == 0
+    finished = {path.parts[-3] for path in tmp_path.rglob("record.json")}
+    assert len(recipes.TABLE1) == 9 and finished == {name for names in recipes.TABLE1.values() for name in names}
+
+
 def test_a_smoke_run_says_so_in_every_line_and_records_nothing(tmp_path, capsys):
     assert minbert("run", "first-finetune", "--size", "smoke", "--seeds", 0, 1, "--device", "cpu") == 0
     lines = capsys.readouterr().out.splitlines()
