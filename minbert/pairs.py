@@ -193,13 +193,17 @@ class ApartPairs(TaskModel):
 
     def embed(self, input_ids, attention_mask):
         """The sentence vectors: (N, T) to (N, D), or (N, projection)."""
+        # BEGIN embed
         hidden, pooled = self.encoder(input_ids, attention_mask)
         return self.projection(mean_pool(hidden, attention_mask) if self.pooling == "mean" else pooled)
+        # END embed
 
     def forward(self, input_ids, attention_mask):
         """(2B, T) each to (B, outputs)."""
+        # BEGIN compare
         u, v = self.dropout(self.embed(input_ids, attention_mask)).chunk(2)  # (B, D) each
         return self.head(u, v)
+        # END compare
 
 
 CROSS_FORMS = ("printed", "standard", "both")

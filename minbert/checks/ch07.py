@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minbert.checks.engine import Check, random, randomise
+from minbert.checks.engine import Check, CheckFailed, not_answered, random, randomise
 
-__all__ = ["joined_ids", "cross_attention", "soft_class_loss", "closest_pairs", "similarity_loss", "dev_correlation"]
+__all__ = ["joined_ids", "apart_pairs", "cross_attention", "soft_class_loss", "closest_pairs", "similarity_loss",
+           "dev_correlation", "common_direction"]
 
 
 # -- 7.1 joined_ids -------------------------------------------------------------------------------------------------
@@ -122,7 +123,165 @@ def joined_ids(answer):
     check.passed("Joined, typed and cut as BERT's own pairs are.")
 
 
-# -- 7.2 cross_attention --------------------------------------------------------------------------------------------
+# -- 7.2 apart_pairs ------------------------------------------------------------------------------------------------
+
+
+class Reading(nn.Module):
+    """A small encoder: its answers depend on the whole sentence, the mask and the token types. It remembers what it was asked."""
+
+    def __init__(self, words=12, size=4):
+        super().__init__()
+        self.hidden_size = size
+        self.word = nn.Parameter(random(words, size, seed=5, std=1.0))
+        self.asked = []
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        self.asked.append((len(input_ids), token_type_ids))
+        tokens = self.word[input_ids]  # (N, T, D)
+        if token_type_ids is not None:
+            tokens = tokens + token_type_ids.unsqueeze(-1) / 3
+        real = attention_mask.unsqueeze(-1).to(tokens.dtype)
+        whole = (tokens * real).sum(1) / real.sum(1)  # (N, D)
+        hidden = tokens + whole.unsqueeze(1).sin()
+        return hidden, torch.tanh(hidden[:, 0] * 2)
+
+
+class Meeting(nn.Module):
+    """A head for which it matters which vector is u and which is v; it remembers the shapes of what it was given."""
+
+    def __init__(self, expected, outputs=2):
+        super().__init__()
+        self.expected = expected
+        self.weight, self.bias = nn.Parameter(random(outputs, 3 * expected[1], seed=6)), nn.Parameter(random(outputs, seed=7))
+        self.met = None
+
+    def forward(self, u, v):
+        self.met = tuple(u.shape), tuple(v.shape)
+        if self.met != (self.expected, self.expected):
+            return u.new_zeros(len(u), len(self.bias))
+        return torch.cat([u, 2 * v, (u - v).abs()], dim=-1) @ self.weight.T + self.bias
+
+
+EMBED_FAULTS = {
+    "no mask": "The encoder is given a mask of ones, so that padding is read as words. Hand on `attention_mask`.",
+    "padding": "The mean is taken over the padding too. `mean_pool` counts real tokens only.",
+    "a neighbour's mask": "The mean is taken with another sentence's mask. Each of the 2B rows has its own.",
+    "no pooling": "This is `pooled` with pooling=\"mean\". Look at `self.pooling`.",
+    "always the mean": "This is the mean over the tokens with pooling=\"pooler\". Look at `self.pooling`.",
+    "first token": "This is the first token's vector in `hidden`. The pooler's result is the second thing that the encoder returns.",
+    "no projection": "The projection is missing.",
+    "unit": "The vectors are divided by their lengths. A head gets them as they are.",
+}
+COMPARE_FAULTS = {
+    "in turns": "The rows are dealt out in turn, as if the two sentences of a pair were neighbours. The first B rows are first sentences.",
+    "exchanged": "u and v are exchanged: the first sentences come first.",
+    "u twice": "The head is given the first sentences twice.",
+    "difference": "The head is given u − v for v.",
+    "projection of one side": "Only the first sentences go through the projection.",
+}
+
+
+def vectors_with(fault, model, ids, mask):
+    """The sentence vectors (N, D) with one known mistake; without one, each sentence is read on its own, without padding."""
+    encoder, pooling = model.encoder, {"no pooling": "pooler", "always the mean": "mean"}.get(fault, model.pooling)
+    if fault == "no mask":
+        mask = torch.ones_like(mask)
+    if fault in ("padding", "a neighbour's mask", "no mask"):
+        hidden, pooled = encoder(ids, mask)
+        counted = {"padding": torch.ones_like(mask), "a neighbour's mask": mask.roll(len(mask) // 2, 0)}.get(fault, mask)
+        mean = torch.stack([row[real == 1].mean(0) for row, real in zip(hidden, counted)])
+    else:
+        alone = [encoder(row[real == 1].unsqueeze(0), real[real == 1].unsqueeze(0)) for row, real in zip(ids, mask)]
+        mean, pooled = torch.cat([hidden.mean(1) for hidden, _ in alone]), torch.cat([pooled for _, pooled in alone])
+        if fault == "first token":
+            pooled = torch.cat([hidden[:, 0] for hidden, _ in alone])
+    vectors = mean if pooling == "mean" else pooled
+    vectors = vectors if fault == "no projection" else model.projection(vectors)
+    return F.normalize(vectors, dim=-1) if fault == "unit" else vectors
+
+
+def compared_with(fault, model, ids, mask):
+    """The outputs (B, 2) with one known mistake."""
+    vectors = vectors_with(fault, model, ids, mask)
+    half = len(ids) // 2
+    u, v = (vectors[::2], vectors[1::2]) if fault == "in turns" else (vectors[:half], vectors[half:])
+    if fault == "projection of one side":
+        v = vectors_with("no projection", model, ids, mask)[half:]
+    u, v = {"exchanged": (v, u), "u twice": (u, u), "difference": (u, u - v)}.get(fault, (u, v))
+    return model.head(u, v)
+
+
+def apart_pairs(answer):
+    """Exercise: `answer` is the class `ApartPairs`."""
+    check = Check("apart_pairs", see='Chapter 7, "Joined or apart"')
+    # Three pairs: three first sentences, then their three second ones, no two neighbours equally long. 0 is padding.
+    ids = torch.tensor([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0], [2, 9, 10, 3, 0], [2, 6, 3, 0, 0], [2, 10, 11, 5, 3], [2, 3, 0, 0, 0]])
+    mask = (ids > 0).long()
+    unnamed = {TypeError: lambda words: "The encoder needs the attention mask too." if "attention_mask" in words
+               else "The head takes two things, u and v." if "'v'" in words else None}  # fmt: skip
+
+    def make(pooling="pooler", projection=0, dropout=0.0):
+        model = check.run(answer, Reading(), Meeting((3, 4)), pooling, projection, dropout)
+        for part, kind in (("encoder", Reading), ("head", Meeting), ("dropout", nn.Dropout), ("projection", nn.Module)):
+            check.true(isinstance(getattr(model, part, None), kind), f"the part `{part}` is gone from __init__.")
+        randomise(model.projection, seed=8)
+        return model.double().eval()
+
+    # `embed` on an odd number of sentences: it knows nothing of pairs.
+    for pooling, projection in (("pooler", 0), ("mean", 0), ("mean", 4), ("pooler", 4)):
+        model = make(pooling, projection)
+        where = f'the result of embed with pooling="{pooling}"' + (" and a projection" if projection else "")
+        got = check.run(model.embed, ids[1:4], mask[1:4], mistakes=unnamed)
+        check.tensor(got, where, (3, 4), torch.float64, shape_mistakes={
+            (3, 5, 4): "A vector for every token is returned. Pool them: one vector a sentence.",
+            (1, 4): "`embed` gives a vector for every row. It knows nothing of pairs.",
+        })
+        known = {text: (lambda fault=fault: vectors_with(fault, model, ids[1:4], mask[1:4])) for fault, text in EMBED_FAULTS.items()}
+        check.equal(got, vectors_with(None, model, ids[1:4], mask[1:4]), where, known)
+        model.encoder.asked.clear()
+        got = check.run(model, ids, mask, mistakes=unnamed)
+        calls, met = list(model.encoder.asked), model.head.met
+        check.true(met is not None, "the head was not asked.", "`self.head(u, v)` compares the two vectors.")
+        check.true(met == ((3, 4), (3, 4)), "what the head is given has the wrong shapes.", {
+            ((6, 2), (6, 2)): "The vectors are cut in half, not the batch: `chunk` along the rows.",
+            ((6, 4), (6, 4)): "The head is given the whole batch on both sides. Cut the 2B rows in half.",
+            ((2, 4), (2, 4)): "The batch is cut in three. There are two sides.",
+        }.get(met), "u (3, 4) and v (3, 4)", f"u {met[0]} and v {met[1]}")  # fmt: skip
+        check.tensor(got, "the result", (3, 2), torch.float64)
+        types = [given for _, given in calls if given is not None]
+        check.true(not any(bool(given.any()) for given in types), "the encoder was given token types that are not all 0.",
+                   "The second sentences have type 1. That is for joined pairs: here each sentence stands alone.", "0 everywhere", types[:1])  # fmt: skip
+        check.true(len(calls) == 1, "the encoder is asked once, for all 2B rows.",
+                   "The two sides go through the encoder one after the other. Rows of a batch don't see each other: read them together."
+                   if [rows for rows, _ in calls] == [3, 3] else "The encoder is asked again for what it has answered already."
+                   if [rows for rows, _ in calls] == [6, 6] else None, "1 call", f"{len(calls)} calls")  # fmt: skip
+        known = {text: (lambda fault=fault: compared_with(fault, model, ids, mask))
+                 for fault, text in {**COMPARE_FAULTS, **EMBED_FAULTS}.items()}  # fmt: skip
+        check.equal(got, compared_with(None, model, ids, mask), where.replace("embed", "forward"), known)
+
+    # With dropout 1 nothing is left of u and v.
+    model = make("mean", 4, dropout=1.0)
+    u, v = vectors_with(None, model, ids, mask).chunk(2)
+    right, nothing, outputs = model.head(u, v), model.head(0 * u, 0 * v), torch.zeros(3, 2)
+    check.equal(check.run(model.eval(), ids, mask), right, "the result in evaluation mode, with dropout 1", {
+        "Dropout is active in evaluation mode too. `self.dropout` knows the mode.": lambda: nothing,
+    })
+    check.equal(check.run(model.train(), ids, mask), nothing, "the result in training mode, with dropout 1: u and v are 0", {
+        "Dropout is left out.": lambda: right,
+        "Dropout is on the head's outputs. It belongs on the vectors.": lambda: outputs,
+        "Dropout is on u alone.": lambda: model.head(torch.zeros_like(u), v),
+        "Dropout is on v alone.": lambda: model.head(u, torch.zeros_like(v)),
+        "Dropout comes before the projection, whose bias is left. It belongs on the vectors that the head gets.":
+            lambda: model.head(*model.projection(torch.zeros(6, 4, dtype=u.dtype)).chunk(2)),
+    })
+    model = make("mean", 4)
+    loss = check.run(model, ids, mask).sum()
+    check.true(loss.requires_grad and torch.autograd.grad(loss, model.encoder.word, allow_unused=True)[0] is not None,
+               "no gradient flows back to the encoder.", "The vectors are detached, or computed under `torch.no_grad()`.")  # fmt: skip
+    check.passed("Every sentence is read as if it stood alone, and all of them in one pass.")
+
+
+# -- 7.3 cross_attention --------------------------------------------------------------------------------------------
 
 CROSS_FAULTS = {
     "printed": "The keys come from sentence 1. In the standard form they come from sentence 2, as the values do.",
@@ -231,7 +390,7 @@ def cross_attention(answer):
     check.passed("Equal to torch.nn.MultiheadAttention in both forms.")
 
 
-# -- 7.3 soft_class_loss --------------------------------------------------------------------------------------------
+# -- 7.4 soft_class_loss --------------------------------------------------------------------------------------------
 
 
 def soft_class_loss(answer):
@@ -312,7 +471,7 @@ def soft_mistakes(logits, labels):
     }
 
 
-# -- 7.4 closest_pairs ----------------------------------------------------------------------------------------------
+# -- 7.5 closest_pairs ----------------------------------------------------------------------------------------------
 
 
 def closest_pairs(answer):
@@ -390,7 +549,7 @@ def pairs_with(fault, vectors, k):
     return found
 
 
-# -- 7.5 similarity_loss --------------------------------------------------------------------------------------------
+# -- 7.6 similarity_loss --------------------------------------------------------------------------------------------
 
 
 class Scorer(nn.Module):
@@ -467,7 +626,7 @@ def similarity_loss(answer):
     check.passed("Each score meets its own label.")
 
 
-# -- 7.6 dev_correlation --------------------------------------------------------------------------------------------
+# -- 7.7 dev_correlation --------------------------------------------------------------------------------------------
 
 R_FAULTS = {
     "batches": "r is computed batch by batch and averaged. It belongs to the whole set.",
@@ -552,3 +711,70 @@ def dev_correlation(answer):
     same_labels = cut([1.0, 2.0, 4.0, 3.0], [3, 3, 1, 5], 2)
     check.equal(float(check.run(answer, same_labels)), r_with(None, same_labels), "r of a set with a batch whose labels are equal")
     check.passed("One r for the whole set, equal to torch.corrcoef's.")
+
+
+# -- 7.8 common_direction -------------------------------------------------------------------------------------------
+
+
+def common_direction(answer):
+    """Exercise: by how much the share of right answers of S0's map rises when the pooler's mean vector is taken away."""
+    check = Check("common_direction", see='Chapter 7, "From a cosine to an answer"')
+    if answer is None:
+        raise CheckFailed(not_answered("common_direction"))
+    check.number(answer, 0.0, math.inf, "The rise")  # a number at all?
+    vectors, labels = similarity_vectors(check)
+    classes = torch.tensor([int(label + 0.5) for label in labels["dev"]])
+
+    def share(pooling, middle=None, split="dev"):
+        """How many of S0's answers are right, by an interval for each class, not by the map's scores."""
+        u, v = (side - middle if middle is not None else side for side in vectors[split][pooling])
+        cosine = F.cosine_similarity(u, v)
+        # The winner between neighbouring borders; class 1 has no interval. See the chapter's bar.
+        answers = torch.tensor([0, 2, 3, 4, 5])[torch.bucketize(cosine, torch.tensor([0.05, 0.25, 0.55, 0.85]))]
+        return (answers == classes).float().mean().item()
+
+    def middle(pooling, split="train"):
+        return torch.cat(vectors[split][pooling]).mean(0)
+
+    before, after = share("pooler"), share("pooler", middle("pooler"))
+    value, tolerance = float(answer), 0.015
+    known = {
+        "This is the share after it. By how much does it rise?": after,
+        "This is the share before it.": before,
+        "The sign: after minus before.": before - after,
+        "This is in per cent. A share from 0 to 1 is asked for.": 100 * (after - before),
+        "These are mean-pooled vectors. The pooler's are asked for.": share("mean", middle("mean")) - share("mean"),
+    }
+    near = {text: min(tolerance, 0.2 * abs(wrong)) * (100 if abs(wrong) > 1 else 1) for text, wrong in known.items()}
+    likely = [text for text, wrong in known.items() if abs(value - wrong) <= near[text]]
+    check.true(abs(value - (after - before)) <= tolerance, f"The rise is not right (to {tolerance}).", likely[0] if likely else None,
+               "the share of right answers after the mean is taken away, minus the share before", answer)  # fmt: skip
+    check.passed("Nothing was trained: only the borders fit better.")
+
+
+def similarity_vectors(check):
+    """({split: {pooling: (u, v)}}, {split: labels}) of the built-in similarity pairs."""
+    from minbert.pretrained import WeightsError, load_pretrained
+    from minbert.run.batching import collate
+    from minbert.run.data_pairs import load_pairs
+    from minbert.tokens import encode
+
+    try:
+        encoder, tokenizer, _ = load_pretrained("minilm")
+    except WeightsError as error:
+        check.fail(f"it needs the real weights, and there is a gap: {error}.")
+    vectors, labels = {}, {}
+    for split in ("train", "dev"):
+        part = load_pairs("sts", split)
+        labels[split] = part.labels
+        ids, rows = encode(tokenizer, part.first + part.second).ids, {"mean": {}, "pooler": {}}
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        with torch.no_grad():
+            for start in range(0, len(order), 32):
+                chosen = order[start:start + 32]
+                batch = collate(chosen, ids)
+                hidden, pooled = encoder(batch["input_ids"], batch["attention_mask"])
+                for i, tokens, real, vector in zip(chosen, hidden, batch["attention_mask"], pooled):
+                    rows["mean"][i], rows["pooler"][i] = tokens[real == 1].mean(0), vector
+        vectors[split] = {name: torch.stack([found[i] for i in range(len(ids))]).chunk(2) for name, found in rows.items()}
+    return vectors, labels

@@ -94,6 +94,102 @@ def in_place(first, second, max_length=128):
     return usual_finish(first[1:-1], second[:-1], (0, 0), max_length)
 
 
+# -- apart_pairs ----------------------------------------------------------------------------------------------------
+
+
+def apart(*, embed=None, compare=None, spoil=1.0):
+    """A class with the stub's __init__ and other methods; `embed(self, ids, mask)`, `compare(self, vectors)`."""
+
+    def own_embed(self, input_ids, attention_mask):
+        return (embed or plain_embed)(self, input_ids, attention_mask) * spoil
+
+    def forward(self, input_ids, attention_mask):
+        return (compare or plain_compare)(self, self.embed(input_ids, attention_mask))
+
+    return type("ApartPairs", (pairs.ApartPairs,), {"embed": own_embed, "forward": forward})
+
+
+def plain_embed(self, ids, mask, given=None, counted=None, pool=None, project=None, types=None):
+    hidden, pooled = self.encoder(ids, mask if given is None else given, *([] if types is None else [types]))
+    counted = mask if counted is None else counted
+    mean = (hidden * counted.unsqueeze(-1)).sum(1) / counted.sum(1, keepdim=True)
+    vectors = pool(self, hidden, mean, pooled) if pool else (mean if self.pooling == "mean" else pooled)
+    return (project or self.projection)(vectors)
+
+
+def plain_compare(self, vectors, split=lambda x: x.chunk(2), order=lambda u, v: (u, v), drop=lambda self, x: self.dropout(x)):
+    return self.head(*order(*split(drop(self, vectors))))
+
+
+def embedding(**changes):
+    return apart(embed=lambda self, ids, mask: plain_embed(self, ids, mask, **{
+        name: change(ids, mask) if name in ("given", "counted", "types") else change for name, change in changes.items()}))  # fmt: skip
+
+
+def comparing(**changes):
+    return apart(compare=lambda self, vectors: plain_compare(self, vectors, **changes))
+
+
+def apart_class(forward, embed=None):
+    return type("ApartPairs", (pairs.ApartPairs,), {"forward": forward, **({"embed": embed} if embed else {})})
+
+
+def side_by_side(self, ids, mask):
+    half = len(ids) // 2
+    u, v = (self.dropout(self.embed(ids[rows], mask[rows])) for rows in (slice(half), slice(half, None)))
+    return self.head(u, v)
+
+
+def once_for_each_side(self, ids, mask):
+    half = len(ids) // 2
+    return self.head(self.dropout(self.embed(ids, mask))[:half], self.dropout(self.embed(ids, mask))[half:])
+
+
+def second_type(self, ids, mask):
+    types = torch.zeros_like(ids)
+    types[len(ids) // 2:] = 1
+    return plain_compare(self, plain_embed(self, ids, mask, types=types))
+
+
+def project_one_side(self, ids, mask):
+    vectors = self.dropout(plain_embed(self, ids, mask, project=lambda x: x))
+    u, v = vectors.chunk(2)
+    return self.head(self.projection(u), v)
+
+
+def dropout_first(self, ids, mask):
+    return self.head(*self.projection(self.dropout(plain_embed(self, ids, mask, project=lambda x: x))).chunk(2))
+
+
+def wrong_row_of_mask(ids, mask):
+    return mask.roll(len(mask) // 2, 0)
+
+
+def without_mask(self, ids, mask):
+    hidden, pooled = self.encoder(ids)
+    return pooled
+
+
+def with_view(self, ids, mask):
+    """The two sides as an axis of their own, and dropout as a function."""
+    vectors = torch.nn.functional.dropout(self.embed(ids, mask), self.dropout.p, self.training)
+    u, v = vectors.view(2, -1, vectors.shape[-1])
+    return self.head(u, v)
+
+
+def sentence_by_sentence(self, ids, mask):
+    hidden, pooled = self.encoder(input_ids=ids, attention_mask=mask)
+    if self.pooling != "mean":
+        return self.projection(pooled)
+    return torch.stack([self.projection(row[: int(real.sum())]).mean(0) for row, real in zip(hidden, mask)])
+
+
+def by_halves(self, ids, mask):
+    half = len(ids) // 2
+    vectors = self.embed(ids, mask)
+    return self.head(self.dropout(vectors[:half]), self.dropout(vectors[half:]))
+
+
 # -- cross_attention ------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +459,39 @@ WRONG = {
         "flag when full": finishing(cut=lambda cut, before, most: sum(before) + 3 >= most),
         "no room": joining(measure=False),
     },
+    "apart_pairs": {
+        "mask of ones": embedding(given=lambda ids, mask: torch.ones_like(mask)),
+        "mask left out": apart(embed=without_mask),
+        "mean over padding": embedding(counted=lambda ids, mask: torch.ones_like(mask)),
+        "another row's mask": embedding(counted=wrong_row_of_mask),
+        "always pooled": embedding(pool=lambda self, hidden, mean, pooled: pooled),
+        "always the mean": embedding(pool=lambda self, hidden, mean, pooled: mean),
+        "first token": embedding(pool=lambda self, hidden, mean, pooled: mean if self.pooling == "mean" else hidden[:, 0]),
+        "not pooled": embedding(pool=lambda self, hidden, mean, pooled: hidden),
+        "no projection": embedding(project=lambda x: x),
+        "unit length": apart(embed=lambda self, ids, mask: F.normalize(plain_embed(self, ids, mask), dim=-1)),
+        "half a batch": apart(embed=lambda self, ids, mask: plain_embed(self, ids, mask).chunk(2)[1]),
+        "in turns": comparing(split=lambda x: (x[::2], x[1::2])),
+        "exchanged": comparing(order=lambda u, v: (v, u)),
+        "u twice": comparing(order=lambda u, v: (u, u)),
+        "the difference": comparing(order=lambda u, v: (u, u - v)),
+        "cut along the numbers": comparing(split=lambda x: x.chunk(2, dim=-1)),
+        "not cut": comparing(split=lambda x: (x, x)),
+        "cut in three": comparing(split=lambda x: x.chunk(3)[:2]),
+        "one argument": apart(compare=lambda self, vectors: self.head(torch.cat(vectors.chunk(2), dim=-1))),
+        "no head": apart(compare=lambda self, vectors: F.cosine_similarity(*vectors.chunk(2)).unsqueeze(-1)),
+        "two passes": apart_class(side_by_side),
+        "two passes for all": apart_class(once_for_each_side),
+        "type 1": apart_class(second_type),
+        "projection of u": apart_class(project_one_side),
+        "dropout before the projection": apart_class(dropout_first, plain_embed),
+        "dropout always": comparing(drop=lambda self, x: F.dropout(x, self.dropout.p)),
+        "no dropout": comparing(drop=lambda self, x: x),
+        "dropout on the outputs": apart(compare=lambda self, vectors: self.dropout(self.head(*vectors.chunk(2)))),
+        "dropout on u": apart(compare=lambda self, vectors: self.head(self.dropout(vectors.chunk(2)[0]), vectors.chunk(2)[1])),
+        "dropout on v": apart(compare=lambda self, vectors: self.head(vectors.chunk(2)[0], self.dropout(vectors.chunk(2)[1]))),
+        "no gradient": comparing(drop=lambda self, x: self.dropout(x.detach())),
+    },
     "cross_attention": {
         "keys of sentence 1": crossing(keys="first"),
         "keys of sentence 2": crossing(keys="second"),
@@ -465,6 +594,10 @@ WRONG = {
 
 RIGHT = {
     "joined_ids": {"by shares": by_shares, "with pop": with_pops},
+    "apart_pairs": {
+        "an axis for the sides": apart_class(with_view, plain_embed),
+        "sentence by sentence, after one pass": apart_class(by_halves, sentence_by_sentence),
+    },
     "cross_attention": {"PyTorch's function": cross_class(by_torch), "head by head": cross_class(head_by_head)},
     "soft_class_loss": {
         "two indices": two_indices,
@@ -482,6 +615,7 @@ RIGHT = {
 
 UNLISTED = {
     "joined_ids": finishing(lambda a, b: [2, *a, 3, *b[::-1], 3]),
+    "apart_pairs": apart(spoil=1.1),
     "cross_attention": crossing(spoil=0.1),
     "soft_class_loss": softly(target=lambda d: (1 - d).clamp(min=0) ** 3),
     "closest_pairs": closest(lambda v, u: (u @ u.T) ** 3),
