@@ -433,6 +433,8 @@ def task_curves(recipes, root=None):
     labels = {"sst": "SST, accuracy", "qqp": "Quora, accuracy", "sts_r": "STS, r"}
     for name, ax in zip(recipes, axes[0]):
         ax.set(title=name if name in found else f"{name}: {NOT_RUN}", xlabel="epoch")
+        if name not in found:
+            ax.set_xticks([])
         for number, (column, keys) in enumerate(SCORES.items()):
             runs = []
             for record in found[name].records if name in found else []:
@@ -472,6 +474,8 @@ def cosine_curves(recipes, root=None, window=5):
         seeds = [record["gradient_cosines"] for record in found[name].records if "gradient_cosines" in record] \
             if name in found else []
         ax.set(title=name if seeds else f"{name}: {NOT_RUN}", xlabel="step")
+        if not seeds:
+            ax.set_xticks([])
         ax.axhline(0, color="grey", linewidth=0.8)
         tasks = seeds[0]["tasks"] if seeds else []
         pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
