@@ -12,7 +12,7 @@ import torch
 from minbert.bert import BertConfig, BertModel
 from minbert.embeddings import mean_pool
 from minbert.pretrained import load_pretrained, save_pretrained
-from minbert.run import checkpoint, cli, vectors
+from minbert.run import build, checkpoint, cli, loop, recipes, vectors
 from minbert.run.data import load_task
 from minbert.tokens import encode, pad, train_wordpiece
 
@@ -141,7 +141,7 @@ def test_a_run_s_directory_gives_its_fine_tuned_encoder(capsys):
     assert capsys.readouterr().out.splitlines()[1].startswith("  1   1.00  ")
 
 
-def test_a_run_with_a_projection_uses_it_and_one_with_adapters_is_refused(tmp_path):
+def test_a_run_with_a_projection_uses_it(tmp_path):
     from minbert.pairs import ApartPairs, CosineScore
     from minbert.run.build import encoder_of
 
@@ -151,16 +151,66 @@ def test_a_run_with_a_projection_uses_it_and_one_with_adapters_is_refused(tmp_pa
     model = ApartPairs(encoder_of("bag", shape), CosineScore(), "mean", projection=3).eval()
     (tmp_path / "run").mkdir()
     tokenizer.save(str(tmp_path / "run" / "tokenizer.json"))
-    meta = {"config": {"encoder": "bag", "size": "small"}, "shape": shape}
+    meta = {"config": {"encoder": "bag", "size": "small", "task": "sts", "pair_head": "cosine", "similarity": "cosine",
+                       "pooling": "mean", "projection": 3}, "shape": shape}
     checkpoint.save("run/best-1.safetensors", model.state_dict(), meta)
     embedder = vectors.load_embedder("run")
     rows, _ = vectors.embed_sentences(embedder, SENTENCES, normalise=False)
     want = model.embed(*pad(encode(tokenizer, SENTENCES, 128).ids))
     assert rows.shape == (5, 3) and np.abs(rows - want.detach().numpy()).max() < 1e-6
-    meta["config"]["adapt"] = "lora"
-    checkpoint.save("run/best-1.safetensors", model.state_dict(), meta)
-    with pytest.raises(vectors.VectorsError, match="trained with lora, so it has one encoder a task"):
-        vectors.load_embedder("run")
+
+
+def trained(**changes):
+    """A run of a few steps in ./run: its tensors and what is said of them."""
+    config = recipes.make(**{**recipes.SMOKE, "hidden_size": 16, "intermediate_size": 32, "steps_per_epoch": 6,
+                             "vocab_size": 300, "lr": 1e-2, **changes})
+    loop.train(config, out="run", progress=False, device="cpu")
+    return checkpoint.load(build.best_checkpoint("run"))
+
+
+def test_a_run_with_adapters_gives_the_vectors_of_the_task_that_is_chosen(capsys):
+    """By hand: W + s B A in place of each W, in a plain BERT, one sentence at a time."""
+    tensors, meta = trained(task="sst+sts", sampling="round-robin", adapt="lora", lora_r=2, last_layer="cls")
+    found = {}
+    for task in ("sst", "sts"):
+        plain = {}
+        for name, tensor in tensors.items():
+            if name.startswith("encoder.") and ".A." not in name and ".B." not in name:
+                place = name.removeprefix("encoder.").replace(".linear.", ".").replace(".layer.", ".")
+                if name.endswith(".linear.weight"):
+                    start = name.removesuffix("linear.weight")
+                    tensor = tensor + meta["config"]["lora_alpha"] / 2 * tensors[f"{start}B.{task}"] @ tensors[f"{start}A.{task}"]
+                plain[place] = tensor
+        model = BertModel(BertConfig(**meta["shape"]))
+        model.load_state_dict(plain)
+        model.eval()
+        want = torch.stack([model(*pad([ids]))[0][0].mean(0) for ids in
+                            encode(build.run_tokenizer("run"), SENTENCES, 40).ids]).detach()
+        assert minbert("embed", "book.txt", "--out", f"{task}.safetensors", "--model", "run", "--task", task, "--no-normalise",
+                       "--max-length", 40, "--quiet", "--device", "cpu") == 0
+        found[task] = vectors.read_vectors(f"{task}.safetensors").rows
+        assert np.abs(found[task] - want.numpy()).max() < 1e-5
+    assert np.abs(found["sst"] - found["sts"]).max() > 1e-3
+    capsys.readouterr()
+    assert minbert("similar", "sts.safetensors", SENTENCES[1], "--top", 1) == 0          # the task is in the file
+    assert capsys.readouterr().out.splitlines()[1].startswith("  1   1.00  ")
+    for more, message in [((), "choose by --task, one of sst, sts"), (("--task", "quora"), "no task 'quora' in it: sst, sts")]:
+        assert minbert("embed", "book.txt", "--out", "x.npy", "--model", "run", *more) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not os.path.exists("x.npy")
+    assert minbert("similar", "sts.safetensors", "Dull.", "--task", "sst") == 1
+    assert "made with --task sts; leave --task out" in capsys.readouterr().err
+
+
+def test_tasks_that_share_the_encoder_have_the_same_vectors_without_a_choice(tmp_path, capsys):
+    trained(task="sign+score", projection=4, pooling="mean", sampling="proportional")
+    rows = [vectors.embed_sentences(vectors.load_embedder("run", task), SENTENCES)[0] for task in (None, "sign", "score")]
+    assert rows[0].shape == (5, 4) and (rows[0] == rows[1]).all() and (rows[0] == rows[2]).all()
+
+
+def test_pre_trained_weights_have_no_tasks(tiny, capsys):
+    assert minbert("embed", "book.txt", "--out", "v.npy", "--model", tiny, "--task", "sts") == 1
+    assert "pre-trained weights have no tasks: leave --task sts out" in capsys.readouterr().err
 
 
 def test_a_file_is_never_replaced_unasked_nor_left_in_half(tiny, capsys, monkeypatch):
@@ -255,6 +305,6 @@ def test_the_help_explains_itself_with_examples_that_parse(command, capsys):
     with pytest.raises(SystemExit) as stop:
         minbert(command, "--help")
     examples = [line.strip() for line in capsys.readouterr().out.split("examples:")[1].splitlines() if line.strip()]
-    assert stop.value.code == 0 and len(examples) == 2
+    assert stop.value.code == 0 and len(examples) >= 2
     for line in examples:
         assert cli.make_parser().parse_args(shlex.split(line)[1:]).command == command

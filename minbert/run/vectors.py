@@ -32,7 +32,7 @@ class Vectors:
 
     rows: object                   # (N, D) float32, a NumPy array
     sentences: list | None         # N strings; None: the file is a .npy and has none
-    made: dict                     # model, sha256, pooling, normalised, max_length; empty for a .npy
+    made: dict                     # model, task, sha256, pooling, normalised, max_length; empty for a .npy
 
 
 @dataclass
@@ -51,11 +51,13 @@ class Embedder:
 
 # ---- sentences to vectors ----------------------------------------------------------------------------------------
 
-def load_embedder(source: str) -> Embedder:
+def load_embedder(source: str, task: str | None = None) -> Embedder:
     """The encoder of a run's directory (its best checkpoint) or of pre-trained weights, see `find_weights`.
 
-    Raises WeightsError or CheckpointError when there is nothing usable of that name; VectorsError for a run that has
-    more in its encoder than an encoder (LoRA's updates, of which nobody said which).
+    `task`: which one's vectors, in a run of several. It may be left out where they all have the same.
+
+    Raises WeightsError or CheckpointError when there is nothing usable of that name; VectorsError for a task that was not
+    trained there, or for none where each has vectors of its own (an adapter or a projection).
     """
     from minbert.pretrained import load_pretrained, sha256_of
 
@@ -63,26 +65,31 @@ def load_embedder(source: str) -> Embedder:
     if directory.is_dir() and (directory / "encoder" / "model.safetensors").is_file():
         directory = directory / "encoder"            # pre-trained here: what is learned is kept as a model's directory
     if not list(directory.glob("best-*.safetensors")):
+        if task is not None:
+            raise VectorsError(f"{source}: pre-trained weights have no tasks: leave --task {task} out")
         encoder, tokenizer, info = load_pretrained(str(directory if directory.is_dir() else source))
         return Embedder(encoder, None, tokenizer, source, info.sha256, encoder.hidden_size, encoder.config.max_positions)
 
     from torch import nn
 
     from minbert.run import build, checkpoint
+    from minbert.run.recipes import Config
 
     path = build.best_checkpoint(directory)
     tensors, meta = checkpoint.load(path)
-    config = meta["config"]
-    if config.get("adapt", "none") != "none":
-        raise VectorsError(f"{path}: trained with {config['adapt']}, so it has one encoder a task and not one for all; "
-                           "name a run without it, or pre-trained weights such as minilm")
-    encoder = build.encoder_of(config["encoder"], meta["shape"])
-    checkpoint.fit(encoder, {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()
-                             if name.startswith("encoder.")}, path)
-    projection = None
-    if "projection.weight" in tensors:
-        projection = nn.Linear(encoder.hidden_size, len(tensors["projection.bias"]))
-        checkpoint.fit(projection, {kind: tensors[f"projection.{kind}"] for kind in ("weight", "bias")}, path)
+    config = {**vars(Config()), **meta["config"]}
+    names = config["task"].split("+")
+    if task is not None and task not in names:
+        raise VectorsError(f"{path}: there is no task {task!r} in it: {', '.join(names)}")
+    own = config["adapt"] != "none" or any(".projection." in name for name in tensors)
+    if task is None and len(names) > 1 and own:
+        raise VectorsError(f"{path}: each task has vectors of its own: choose by --task, one of {', '.join(names)}")
+    # cls_only reads one token of the last layer, and the mean needs all
+    meta = {**meta, "config": {**config, "last_layer": "all"}}
+    model = build.load_task_model(path, tensors, meta, task or names[0])
+    model = getattr(model, "model", model)           # of one head of several, see `build.OneHead`
+    encoder, projection = model.encoder, getattr(model, "projection", None)
+    projection = projection if isinstance(projection, nn.Linear) else None
     tokenizer = build.run_tokenizer(directory)
     size = projection.out_features if projection is not None else encoder.hidden_size
     return Embedder(encoder.eval(), projection, tokenizer, source, sha256_of(path), size,
@@ -252,13 +259,15 @@ def add_vectors(command, add_precision) -> None:
     """The two commands' options; `command` is the maker of subcommands in cli.py."""
     sub = command("embed", command_embed, "write the vectors of a file of sentences", [
         "minbert embed sentences.txt --out vectors.safetensors",
-        "minbert embed sentences.txt --out vectors.npy --model runs/sts-cosine/… --pooling pooler --again"])
+        "minbert embed sentences.txt --out vectors.npy --model runs/sts-cosine/… --pooling pooler --again",
+        "minbert embed sentences.txt --out vectors.safetensors --model runs/lora-r16/… --task sts"])
     sub.add_argument("file", help="a text file with one sentence a line; - reads standard input")
     sub.add_argument("--out", required=True, metavar="FILE", help="ends with .safetensors (vectors, sentences, how they were "
                      "made) or .npy (vectors alone)")
     sub.add_argument("--again", action="store_true", help="replace FILE if it is there")
     sub.add_argument("--model", default="minilm", help="minilm, a run's directory, a directory with config.json and "
                      "model.safetensors, or a hub name (default: minilm)")
+    sub.add_argument("--task", help="of a run of several tasks: whose vectors")
     sub.add_argument("--pooling", choices=POOLINGS, default="mean", help="mean of the tokens, or the model's pooler "
                      "on [CLS] (default: mean)")
     sub.add_argument("--no-normalise", dest="normalise", action="store_false", help="keep the vectors' own lengths")
@@ -277,6 +286,7 @@ def add_vectors(command, add_precision) -> None:
     sub.add_argument("--sentences", metavar="FILE", help="the text file that a .npy was made from")
     sub.add_argument("--model", help="for a .npy: the model it was made with (default: minilm); otherwise, where that model "
                      "is now")
+    sub.add_argument("--task", help="for a .npy: the task it was made with, in a run of several")
     sub.add_argument("--pooling", choices=POOLINGS, help="for a .npy: the pooling it was made with (default: mean)")
     sub.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
     _add_device(sub, add_precision)
@@ -297,10 +307,10 @@ def command_embed(options) -> int:
     from minbert.run.batching import Tokenised
 
     arithmetic = device.choose(options.device, options.precision)
-    embedder = load_embedder(options.model)
+    embedder = load_embedder(options.model, options.task)
     rows, cut = embed_sentences(embedder, sentences, options.pooling, options.normalise, options.max_length, arithmetic,
                                 progress=not options.quiet)
-    made = {"model": options.model, "sha256": embedder.sha256, "pooling": options.pooling,
+    made = {"model": options.model, "task": options.task, "sha256": embedder.sha256, "pooling": options.pooling,
             "normalised": options.normalise, "max_length": options.max_length}
     write_vectors(path, rows, sentences, made)
     if cut:
@@ -350,8 +360,12 @@ def command_similar(options) -> int:
     pooling = options.pooling or made.get("pooling", "mean")
     if made and pooling != made["pooling"]:
         raise VectorsError(f"{options.vectors}: made with --pooling {made['pooling']}; leave --pooling out")
+    task = options.task or made.get("task")
+    if made and task != made.get("task"):
+        raise VectorsError(f"{options.vectors}: made with {'--task ' + made['task'] if made.get('task') else 'no --task'}; "
+                           "leave --task out")
     arithmetic = device.choose(options.device, options.precision)
-    embedder = load_embedder(options.model or made.get("model", "minilm"))
+    embedder = load_embedder(options.model or made.get("model", "minilm"), task)
     if embedder.size != stored.rows.shape[1]:
         raise VectorsError(f"{options.vectors}: its vectors have {stored.rows.shape[1]} numbers and those of {embedder.name} "
                            f"{embedder.size}: name the model it was made with by --model")
