@@ -118,6 +118,14 @@ def test_no_data(monkeypatch, tmp_path):
     assert "Problem: builtin: the built-in data is not in the installed package: install minbert again" in text
 
 
+def test_where_windows_are_kept_and_how_to_be_rid_of_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINBERT_CACHE", str(tmp_path))
+    (tmp_path / "windows-0123.safetensors").write_bytes(bytes(1_500_000))
+    text, facts = doctor.report()
+    assert facts["cache"] == {"directory": str(tmp_path), "files": 1, "megabytes": 1.5}
+    assert f"1 files, 1.5 MB\n  {tmp_path}/windows-*.safetensors (delete them whenever you like)" in text
+
+
 def test_the_hub_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)

@@ -1,6 +1,7 @@
 """The windows of a whole file: what `featurise` says, in flat arrays; kept in a file that is never trusted blindly."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -150,3 +151,17 @@ def test_windows_are_not_copied_when_they_are_read():
     windows = make_windows(TOKENIZER, BUILTIN.questions[:5], SMALL)
     assert isinstance(windows, Windows) and np.shares_memory(windows.ids(1), windows.arrays["ids"])
     assert np.shares_memory(windows[1].offsets, windows.arrays["bounds"])
+
+
+def test_only_the_last_used_files_are_kept(keep, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "KEEP_FILES", 2)
+    (tmp_path / "mine.safetensors").touch()                      # not a file of windows: never removed
+    names = []
+    for number, sha256 in enumerate("abc"):
+        keep(sha256=sha256)
+        new, = set(stored.kept_files(tmp_path)) - set(names)
+        os.utime(new, (number, number))                          # the clock of a disk may be too coarse
+        names.append(new)
+        if number == 1:
+            keep(sha256="a")                                     # used again: now it is the newest
+    assert stored.kept_files(tmp_path) == [names[0], names[2]] and (tmp_path / "mine.safetensors").exists()

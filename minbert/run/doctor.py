@@ -54,6 +54,7 @@ def report():
     facts["devices"] = _devices(facts)
     facts["weights"] = _weights(facts)
     facts["data"] = _data(facts)
+    facts["cache"] = _cache()
     for name, (purpose, optional) in PACKAGES.items():
         if facts["packages"][name] is None:
             command = "see PyTorch's own install page, or: pip install torch" if name == "torch" else f"pip install {name}"
@@ -219,6 +220,18 @@ def _data(facts):
         return []
 
 
+def _cache():
+    """The windows of SQuAD files that earlier runs kept: where, how many, how large; None without the packages."""
+    try:
+        from minbert.run import windows
+
+        files = windows.kept_files()
+        return {"directory": str(windows.cache_directory()), "files": len(files),
+                "megabytes": round(sum(path.stat().st_size for path in files) / 1e6, 1)}
+    except Exception:  # a broken torch raises whatever it likes, and is reported elsewhere
+        return None
+
+
 def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -288,6 +301,10 @@ def _text(facts):
     lines += [f"  {entry['file']:<22} {entry['rows']:>5,} rows  {entry['sha256'][:12]}…" for entry in facts["data"]]
     if not facts["data"]:
         lines.append("  not found")
+
+    if facts["cache"]:
+        lines += ["", "Windows kept of SQuAD's files", "  {files} files, {megabytes} MB".format(**facts["cache"]),
+                  "  {directory}/windows-*.safetensors (delete them whenever you like)".format(**facts["cache"])]
 
     for problem in facts["problems"]:
         lines += ["", f"Problem: {problem}"]

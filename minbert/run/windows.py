@@ -5,12 +5,13 @@ pieces cost four bytes each, and the places of a passage's pieces are kept once 
 together when it is asked for.
 
 The file holds arrays and nothing else (safetensors, never pickled), is there whole or not at all, and its name is made of
-all that it depends on. A damaged one is made anew.
+all that it depends on. A damaged one is made anew. The last few are kept; `minbert doctor` says where.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import hashlib
 import inspect
 import json
@@ -27,6 +28,7 @@ from minbert import squad
 from minbert.run.checkpoint import CheckpointError, write_whole
 from minbert.run.recipes import source_name
 
+KEEP_FILES = 8                                       # files in the cache; of more, those that were not used longest go
 KEEP_FROM = 2000                                     # questions; the windows of fewer are made sooner than looked up
 FORMAT = "minbert-windows-1"
 # The code that makes windows is one of the things they depend on. Read now: later the file may be another than what runs.
@@ -154,6 +156,12 @@ def cache_directory() -> Path:
     return Path(user) / "minbert"
 
 
+def kept_files(directory=None) -> list[Path]:
+    """The files of windows in a cache (None: `cache_directory()`), the one that was used last first."""
+    used = {path: path.stat().st_mtime for path in Path(directory or cache_directory()).glob("windows-*.safetensors")}
+    return sorted(used, key=used.get, reverse=True)
+
+
 def windows_key(data_sha256, tokenizer, settings) -> str:
     """A hash of all that the windows depend on: data, tokenizer, settings, and the code that makes them."""
     parts = [FORMAT, data_sha256, hashlib.sha256(tokenizer.to_str().encode()).hexdigest(), asdict(settings), MAKERS]
@@ -181,12 +189,16 @@ def load_windows(tokenizer, questions, data_sha256, settings=WindowSettings(), d
     if path.exists():
         windows, problem = read_windows(path, key)
         if windows is not None:
+            with contextlib.suppress(OSError):       # the cache may be read-only
+                path.touch()
             return windows, [f"windows of an earlier run are used ({source_name(path)})"]
         notes.append(f"{source_name(path)}: {problem}; its windows are made anew")
     windows = make_windows(tokenizer, questions, settings, progress)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_windows(path, windows, key)
+        for old in kept_files(path.parent)[KEEP_FILES:]:
+            old.unlink(missing_ok=True)
     except (OSError, CheckpointError) as error:
         notes.append(f"the windows can't be kept for the next run ({error}); set MINBERT_CACHE to a place with room")
     return windows, notes
