@@ -6,6 +6,7 @@ import pytest
 
 from minbert import multitask
 from minbert.run import cli, plan
+from minbert.run.data import load_task
 from minbert.run.data_pairs import load_pairs
 
 COURSE = "8544,141498,6040"
@@ -69,6 +70,9 @@ def test_counts_are_read_from_the_data(capsys):
     found = {task["name"]: task["examples"] for task in json.loads(out)["tasks"]}
     assert found["quora"] == len(load_pairs("quora", "train")) and set(found) == {"sst", "quora", "squad"}
     assert plan.examples_of("quora", "builtin", 50) == 50
+    sst = load_task("sst", "train")
+    assert plan.examples_of("score", "builtin") == len(sst)
+    assert plan.examples_of("sign", "builtin") == len(sst) - sst.labels.count(2)       # without the neutral sentences
     assert json.loads(out)["data"] == "builtin"
     assert plan.SQUAD_NOTE in said(capsys, "squad")[1] and plan.SQUAD_NOTE not in said(capsys, "sst")[1]
 
@@ -76,6 +80,7 @@ def test_counts_are_read_from_the_data(capsys):
 @pytest.mark.parametrize("arguments, message", [
     ([], "name the tasks, such as"),
     (["sst", "qora"], "did you mean quora?"),
+    (["sst", "mlm"], "known: sst, cfimdb, quora, sts, squad, sign, score"),
     (["sst", "sst"], "named twice"),
     (["sst", "sts", "--counts", "3"], "2 tasks (sst sts) and 1 counts"),
     (["--counts", "8,8", "--sampling", "anealed"], "did you mean annealed?"),

@@ -31,17 +31,14 @@ def examples_of(task: str, data: str, quora_limit: int = 0) -> int:
 
     Raises ValueError for a task that is none, with the nearest; DataError when its file is missing or malformed.
     """
-    from minbert.run.data import TASKS, load_task
-    from minbert.run.data_pairs import PAIR_TASKS, load_pairs, load_squad
-    from minbert.run.recipes import nearest
+    from minbert.run.recipes import TASKS, Config, nearest
+    from minbert.run.tasks import read_split
 
-    if task in PAIR_TASKS:
-        return len(load_pairs(task, "train", data, quora_limit if task == "quora" else 0))
-    if task == "squad":
-        return len(load_squad("train", data).questions)
-    if task not in TASKS:
-        raise ValueError(nearest(task, [*TASKS, *PAIR_TASKS, "squad"], "task"))
-    return len(load_task(task, "train", data))
+    known = [name for name in TASKS if name != "mlm"]            # pre-training stands alone
+    if task not in known:
+        raise ValueError(nearest(task, known, "task"))
+    dataset = read_split(Config(data=data, quora_limit=quora_limit), task, "train")
+    return len(dataset.questions if task == "squad" else dataset)
 
 
 def plan_summary(names, counts, method, batch_size, epoch, epochs, seed=0, steps=0, stop="shortest", step="per_batch") -> dict:
@@ -158,7 +155,7 @@ def add_plan(command) -> None:
         "minbert plan sst quora sts", "minbert plan sst quora sts --data path/to/data --epochs 10 --epoch 3 --steps 20",
         "minbert plan --counts 8544,6000,6040 --sampling square-root",
         "minbert plan sst+quora --counts 8544,141498 --sampling round-robin --stop longest --json"])
-    sub.add_argument("task", nargs="*", help="names such as sst, quora, sts, squad, or sst+quora+sts")
+    sub.add_argument("task", nargs="*", help="sst, cfimdb, quora, sts, squad, sign or score; or joined: sst+quora+sts")
     sub.add_argument("--counts", type=count_list, metavar="N,N,…",
                      help="training examples of each task (default: counted in the data)")
     sub.add_argument("--data", default="builtin", help="where they are counted: builtin or a directory (default: builtin)")
