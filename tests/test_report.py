@@ -250,3 +250,20 @@ def test_no_two_experiments_look_alike(root):
     looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].get_lines()}
     assert len(looks) == len(figure.axes[0].get_lines()) >= len(names)
     plt.close(figure)
+
+
+def test_a_difference_is_clear_above_twice_the_larger_spread_by_hand():
+    low, high = [0.50, 0.51, 0.52], [0.53, 0.55, 0.57]           # standard deviations 0.01 and 0.02, means 0.04 apart
+    found = report.judge(high, low)
+    assert found.gap == pytest.approx(0.04) and found.spread == pytest.approx(0.02) and not found.clear
+    assert report.judge([score + 0.001 for score in high], low).clear
+    assert report.judge(low, [score + 0.001 for score in high]).clear              # downwards as upwards
+    assert report.judge(low, 0.48).clear and not report.judge(low, 0.491).clear    # against a number, its own spread alone
+
+
+@pytest.mark.parametrize("one, two, gap", [([0.1, 0.2], [0.8, 0.9, 0.9], -0.7167), ([], [0.5] * 3, None), ([0.5] * 3, [], None),
+                                           ([0.5], 0.4, 0.1)])
+def test_without_three_seeds_there_is_no_spread_and_nothing_is_clear(one, two, gap):
+    found = report.judge(one, two)
+    assert found.gap == (gap if gap is None else pytest.approx(gap, abs=1e-4))
+    assert found.spread is None and not found.clear

@@ -255,23 +255,50 @@ def cell(name: str, *keys, root=None, digits=3, **choice) -> str:
     return records.mean_and_spread(values(name, *(keys or ("best", "dev", "accuracy")), root=root, **choice), digits)
 
 
+@dataclass
+class Verdict:
+    """What may be said of the difference between two lists of scores."""
+
+    gap: float | None              # the difference of their means; None: one of them is empty
+    spread: float | None           # the larger of the two standard deviations over seeds; None: fewer than three seeds
+    clear: bool                    # True: `gap` is more than twice `spread`, in either direction
+
+
+def judge(one, two) -> Verdict:
+    """Do the scores `one` differ from `two` by more than the seeds do?
+
+    The book's one rule: both sides have three seeds or more, and the means differ by more than twice the larger of the two
+    standard deviations.  It is a rule of thumb and no significance test.
+
+    Args:
+        one: a list with one score a seed.
+        two: another such list, or a number that has no seeds, such as the share of the majority class.
+    """
+    sides = [one, [two] * 3 if isinstance(two, (int, float)) else two]
+    if not all(len(side) for side in sides):
+        return Verdict(None, None, False)
+    gap = statistics.fmean(sides[0]) - statistics.fmean(sides[1])
+    if min(map(len, sides)) < 3:
+        return Verdict(gap, None, False)
+    spread = max(map(statistics.stdev, sides))
+    return Verdict(gap, spread, abs(gap) > 2 * spread)
+
+
 def compared(one: str, other: str, *keys, root=None, **choice) -> str:
     """Recipe `one` against recipe `other` by one score, in words that claim no more than the records allow.
 
-    No order from fewer than three seeds on either side, and no difference up to twice the larger standard deviation.
-    Keys and `choice` as in `values`.
+    The rule is that of `judge`; keys and `choice` as in `values`.
     """
     found = {name: values(name, *keys, root=root, **choice) for name in (one, other)}
     missing = [name for name, scores in found.items() if not scores]
     if missing:
         return f"not run yet: {' and '.join(missing)}"
-    if min(map(len, found.values())) < 3:
+    verdict = judge(*found.values())
+    if verdict.spread is None:
         return f"not to be judged from n = {' against '.join(str(len(scores)) for scores in found.values())}: three seeds are needed"
-    gap = statistics.fmean(found[one]) - statistics.fmean(found[other])
-    spread = max(map(statistics.stdev, found.values()))
-    if abs(gap) <= 2 * spread:
-        return f"no difference shown: {gap:+.3f}, spread over seeds {spread:.3f}"
-    return f"{gap:+.3f}, more than twice the spread over seeds ({spread:.3f})"
+    if not verdict.clear:
+        return f"no difference shown: {verdict.gap:+.3f}, spread over seeds {verdict.spread:.3f}"
+    return f"{verdict.gap:+.3f}, more than twice the spread over seeds ({verdict.spread:.3f})"
 
 
 # ---- as text -----------------------------------------------------------------------------------------------------
