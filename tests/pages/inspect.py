@@ -1,8 +1,8 @@
 """Open a page as a reader would and list what is wrong with it.
 
-A page is loaded once, and then seen in four ways: light and dark, wide and narrow. Every rule of axe is asked of each scheme
-and of each width; those about colours are asked of all four. Most of the time would go into the contrast of text: a chapter
-has ten thousand pieces of coloured code in a few dozen looks. So axe measures one of each look, see ASK_AXE.
+A page is loaded once, and then seen in four ways: light and dark, wide and narrow. Every rule of axe is asked of all four.
+Most of the time would go into the contrast of text: a chapter has ten thousand pieces of coloured code in a few dozen
+looks. So axe measures one of each look, see ASK_AXE.
 """
 
 import importlib.resources
@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 AXE = (importlib.resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 WIDE, NARROW = 1400, 390    # a desktop and a phone, in CSS pixels
-PATIENCE = 120_000          # milliseconds; a busy machine is slow, not wrong
-# In this order, which needs one change of width only. Each with the rules that are asked: all, or those about colours.
-VIEWS = ((WIDE, "light", "all"), (WIDE, "dark", "colours"), (NARROW, "dark", "all"), (NARROW, "light", "colours"))
+PATIENCE = 60_000           # milliseconds; a busy machine is slow, not wrong
+# In this order, which needs one change of width only.
+VIEWS = ((WIDE, "light"), (WIDE, "dark"), (NARROW, "dark"), (NARROW, "light"))
 
 # What axe reports of the theme itself, not of the book: (rule, pattern of the element's selector, why it may stay).
 THEME = [
@@ -74,7 +74,7 @@ THEME_IS = "scheme => [undefined, scheme].includes(document.documentElement.data
 # that it stands in. What is placed freely may stand on something else, so each such element is a look of its own. Where axe
 # can't say (an element is hidden, or covered), the next ones of the same look are asked, in the end all.
 ASK_AXE = r"""
-async rules => {
+async () => {
   const grounds = new Map([[null, '']]);
   const ground = e => {
     if (!grounds.has(e)) {
@@ -105,7 +105,6 @@ async rules => {
   for (const most of [1, 10, Infinity]) {
     const asked = open.flatMap(list => list.slice(0, most));
     asked.forEach(e => e.setAttribute('data-measured', ''));
-    const only = most > 1 ? [contrast] : rules === 'colours' ? [contrast, 'link-in-text-block'] : null;
     const said = await axe.run(document, {
       preload: false,               // axe would fetch the style sheets again, relative to the page instead of to themselves
       reporter: (results, options, done) => {      // axe's own would describe every element that passes
@@ -114,7 +113,7 @@ async rules => {
         const one = results.find(rule => rule.id === contrast);
         done(new Set([...one.passes, ...one.violations].map(({node}) => node.element)));
       },
-      ...(only && {runOnly: only}),
+      ...(most > 1 && {runOnly: [contrast]}),
     });
     asked.forEach(e => e.removeAttribute('data-measured'));
     open = open.filter(list => list.length > most && !list.some(e => said.has(e)));
@@ -154,7 +153,7 @@ def inspect(browser, url):
         page.evaluate(OPEN_ALL)
         page.evaluate(AXE)
         at = WIDE
-        for width, scheme, rules in VIEWS:
+        for width, scheme in VIEWS:
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function(THEME_IS, arg=scheme)
             if width != at:
@@ -166,7 +165,7 @@ def inspect(browser, url):
             if width == NARROW:
                 faults["width"] += [f"{view}: {fault}" for fault in page.evaluate(TOO_WIDE)]
             faults["axe"] += [f"{view}: {rule}: {selector}: {element}" for rule, selector, element
-                              in page.evaluate(ASK_AXE, rules) if not of_the_theme(rule, selector)]
+                              in page.evaluate(ASK_AXE) if not of_the_theme(rule, selector)]
     finally:
         context.close()
     return faults

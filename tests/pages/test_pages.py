@@ -41,7 +41,7 @@ def opened(browser, **options):
 def test_the_first_page_is_reached_from_the_index(browser, site):
     page = opened(browser)
     page.goto(f"{site}/index.html")
-    page.wait_for_url("**/book/intro.html", wait_until="commit")
+    page.wait_for_url("**/book/intro.html", wait_until="commit", timeout=5000)
     page.close()
 
 
