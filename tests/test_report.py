@@ -131,6 +131,7 @@ def test_a_table_of_several_tasks_names_its_one_setting_below(tmp_path):
     row, notes = cells(tmp_path, "annealed")
     assert "setting" not in row and row["average"] == "0.500 (n=1)"
     assert "Setting of every run: small · minilm · builtin · fp32." in notes
+    assert cells(tmp_path, "annealed-squad")[0]["published average"] == ".741 (S0, the same + SQuAD as a fourth task)"
     other = many("annealed", 1)
     other["config"]["data"] = "elsewhere"
     records.write(other, tmp_path)
@@ -153,6 +154,8 @@ def test_cosines_by_step_leave_out_what_has_no_direction(tmp_path):
     assert lines["Quora and STS"].get_ydata().tolist() == [-0.2, -0.4]
     first, second = lines["SST and STS"].get_ydata()
     assert first != first and second == 0.4 and lines["SST and STS"].get_xdata().tolist() == [50, 100]
+    [drawn] = report.cosine_curves(["annealed"], tmp_path, task="quora").axes
+    assert drawn.get_legend_handles_labels()[1] == ["SST and Quora", "Quora and STS"]
     plt.close("all")
 
 

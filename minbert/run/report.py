@@ -73,12 +73,13 @@ def _table(title, columns, kind, cells, names, every) -> ResultTable:
     majority = {}
     for name in names:
         rows = [row for row in every if row.recipe == name]
+        said = published_cell(name, "average" if kind == "many" else None)   # not the F1 of a fourth task
         if not rows:
-            table.rows.append([name, *[NOT_RUN] * (len(columns) - 2), published_cell(name)])
+            table.rows.append([name, *[NOT_RUN] * (len(columns) - 2), said])
         for row in rows:
             label = f"{name} (stale)" if row.stale else name
             table.rows.append([label, f"{row.size} · {row.model} · {row.data} · {row.precision}", *cells(row),
-                               published_cell(name)])
+                               said])
             for difference in row.stale:
                 table.notes.append(f"{name}, {row.size}, is stale: it was run with other settings than today's recipe, "
                                    f"then → now: {difference}.")
@@ -214,19 +215,20 @@ def _scores_of(rows, column) -> list[float]:
     return found
 
 
-def published_rows(name: str) -> list[tuple[str, str, str]]:
-    """(number as printed, report, row's label) of the published rows that a recipe answers to."""
+def published_rows(name: str, only: str | None = None) -> list[tuple[str, str, str]]:
+    """(number as printed, report, row's label) of the published rows that a recipe answers to; with `only` of one column."""
     found = []
     for report, table, row, column in find(name).published:
         line = published.row(report, table, row)
-        if line.get(column) is not None:
+        if line.get(column) is not None and only in (None, column):
             found.append((line[column], report, line["label"]))
     return found
 
 
-def published_cell(name: str) -> str:
-    """The published numbers of a recipe in one cell."""
-    return "; ".join(f"{value} ({report}, {label})" for value, report, label in published_rows(name)) or "no published number"
+def published_cell(name: str, only: str | None = None) -> str:
+    """The published numbers of a recipe in one cell; with `only` those of one column."""
+    return "; ".join(f"{value} ({report}, {label})" for value, report, label in published_rows(name, only)) \
+        or "no published number"
 
 
 # ---- single numbers, for prose and for checks --------------------------------------------------------------------
@@ -481,8 +483,10 @@ def task_curves(recipes, root=None):
     return figure
 
 
-def cosine_curves(recipes, root=None, window=5):
+def cosine_curves(recipes, root=None, window=5, task=None):
     """A matplotlib figure: for each recipe of several tasks a panel with the cosines between its tasks' gradients by step.
+
+    All pairs of tasks; with `task` those that it is one of.
 
     A thin line is a seed, the thick one the mean over the seeds, both smoothed by the mean over `window` neighbouring
     measurements: each is taken on one batch a task, and most of it is noise.  What was not run, or was run without
@@ -505,7 +509,7 @@ def cosine_curves(recipes, root=None, window=5):
             ax.set_xticks([])
         ax.axhline(0, color="grey", linewidth=0.8)
         tasks = seeds[0]["tasks"] if seeds else []
-        pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
+        pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks)) if task in (None, tasks[i], tasks[j])]
         for number, (i, j) in enumerate(pairs):
             length = min(len(seed["at"]) for seed in seeds)
             steps = [step for step, _ in seeds[0]["at"][:length]]
