@@ -76,12 +76,22 @@ def test_glossary_terms_are_sorted_and_unique():
     assert plain == sorted(plain) and len(set(plain)) == len(plain)
 
 
+def terms_in(text):
+    """The terms of the glossary that a text points to, in lower case."""
+    return [re.sub(r"\s+", " ", t.split("<")[-1].rstrip(">")).lower() for t in re.findall(r"\{term\}`([^`]+)`", text)]
+
+
+def test_every_term_of_the_glossary_is_used_in_a_chapter():
+    # A section that is lost in an edit takes its terms with it.
+    used = {term for page in BOOK.glob("ch*.ipynb") for term in terms_in(chapter_text(page))}
+    assert not [term for term in glossary_terms() if term.lower() not in used]
+
+
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_terms_and_citations_exist(page):
     text = chapter_text(page)
     terms = {term.lower() for term in glossary_terms()}
-    used = [re.sub(r"\s+", " ", t.split("<")[-1].rstrip(">")).lower() for t in re.findall(r"\{term\}`([^`]+)`", text)]
-    assert not [term for term in used if term not in terms]
+    assert not [term for term in terms_in(text) if term not in terms]
     keys = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(encoding="utf-8"), re.M))
     cited = [key.strip() for group in re.findall(r"\{(?:foot)?cite(?::\w+)?\}`([^`]+)`", text) for key in group.split(",")]
     assert not [key for key in cited if key not in keys]
