@@ -141,6 +141,28 @@ def test_a_table_of_several_tasks_names_its_one_setting_below(tmp_path):
         report.table1(tmp_path)
 
 
+def test_a_published_number_of_another_kind_than_its_column_says_so():
+    """S1 averages (r + 1) / 2 where our column has r."""
+    assert report.published_cell("annealed") == ".747 (S0, one model, round robin, annealed sampling)"
+    assert report.published_cell("s1-mse") == ".747 (S1, with (r + 1) / 2: + MSE for similarity)"
+    assert report.published_cell("squad-alone") == ".722 (S0, SQuAD alone)"
+
+
+@pytest.mark.parametrize("names, says", [
+    (["annealed"], "which report S0 uses; it chooses the best epoch. n is"),
+    (["annealed-squad"], "where SQuAD is a fourth task, the average of all four chooses the best epoch"),
+    (["annealed", "annealed-squad"], "where SQuAD is a fourth task, the average of all four chooses the best epoch"),
+])
+def test_the_note_below_several_tasks_says_what_chooses_the_best_epoch(tmp_path, names, says):
+    [table] = report.tables(names, tmp_path)
+    assert [says in note for note in table.notes].count(True) == 1
+
+
+def test_table1_says_what_ours_are_only_where_it_is_known(tmp_path):
+    assert report.table1(tmp_path).notes[0].startswith("Ours: MiniLM, 3 epochs")
+    assert report.table1(tmp_path, size="full").notes[0].startswith("The report: BERT-base")
+
+
 def test_cosines_by_step_leave_out_what_has_no_direction(tmp_path):
     plt = pytest.importorskip("matplotlib.pyplot")
     matrix = [[1, 0.1, None], [0.1, 1, -0.2], [None, -0.2, 1]]
@@ -233,6 +255,11 @@ def test_curves_of_nothing_are_a_gap(tmp_path):
     assert not (tmp_path / "c.svg").exists()
     with pytest.raises(RecipeError, match="svg or .png"):
         report.save_curves(["sst-full"], tmp_path / "c.gif", tmp_path)
+    plt = pytest.importorskip("matplotlib.pyplot")
+    for names, words in ((["sst-full", "squad"], "sst-full, squad: not run"), ([], "these experiments: not run")):
+        figure = report.curves(names, tmp_path)
+        assert figure.axes == [] and [text.get_text() for text in figure.texts] == [words]
+        plt.close(figure)
 
 
 def test_pretraining_has_axes_of_its_own(root):

@@ -324,7 +324,8 @@ _RECIPES = (
     ),
     # Chapter 6. One encoder, frozen, and an adapter for each of three tasks. lora-r16 is report S0's row.
     *(_three(f"lora-r{r}", 6, f"three tasks by adapters of rank {r} on a frozen encoder",
-             dict(CLS, adapt="lora", lora_r=r, lr=lr, embedding_rows="all"), row="lora" if r == 16 else "")
+             dict(CLS, adapt="lora", lora_r=r, lr=lr, embedding_rows="all"), row="lora" if r == 16 else "",
+             differs=S0 + "; its adapters are scaled by α, ours by α / r")
       for r, lr in ((1, 1e-3), (4, 1e-3), (16, 1e-3), (64, 1e-3))),
     _three("lora-plain-alpha", 6, "the same at rank 16 with report S0's scaling: α, not α / r",
            dict(CLS, adapt="lora", lora_r=16, lr=1e-3, lora_scaling="alpha", embedding_rows="all"), row="lora"),
@@ -405,7 +406,7 @@ _RECIPES = (
         "squad-alone", 11, "SQuAD 2.0 alone",
         dict(PAIR, task="squad", lr=1e-4, epochs=5), full=dict(PAIR_FULL, lr=3e-5), minutes=40,
         published=(("S0", "squad-dev", "squad-alone", "f1"),),
-        differs="the report uses BERT-base, 10 epochs, lr 1e-5 and the whole training set",
+        differs="the report uses BERT-base, 10 epochs, lr 1e-5 and the whole training set, and scores decoded word pieces",
     ),
     Recipe(
         "annealed-squad-long", 11, "SQuAD 2.0 and the three tasks in one model, with the rate and the epochs of squad-alone",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import statistics
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +99,12 @@ def _table(title, columns, kind, cells, names, every) -> ResultTable:
         table.rows = [[row[0], *row[2:]] for row in table.rows]
         table.notes.extend(f"Setting of every run: {setting}." for setting in settings)
     if kind == "many":
-        table.notes.append("The average is that of accuracy, accuracy and Pearson's r, which report S0 uses; it chooses the "
-                           "best epoch. n is the number of seeds; ± is the standard deviation over them, from three up.")
+        # The column is the reports' average of three; the best epoch is that of the mean over every task of the run.
+        four = any("squad" in RECIPES[name].settings["task"].split("+") for name in names)
+        chooses = "where SQuAD is a fourth task, the average of all four chooses the best epoch, elsewhere this one does" \
+            if four else "it chooses the best epoch"
+        table.notes.append(f"The average is that of accuracy, accuracy and Pearson's r, which report S0 uses; {chooses}. "
+                           "n is the number of seeds; ± is the standard deviation over them, from three up.")
     if kind in ("quora", "sts"):
         table.notes.append("Dev scores are those of the best epoch, chosen by the dev score. n is the number of seeds; ± is "
                            "the standard deviation over them, from three seeds up.")
@@ -195,7 +200,8 @@ def table1(root=None, size="small") -> ResultTable:
         table.rows.append(["· in the report", *(line[column] for column in (*SCORES, "average")), ""])
         table.notes += [f"{row.recipe} is stale: it was run with other settings than today's recipe, then → now: {difference}."
                         for row in rows for difference in row.stale]
-    table.notes.append("Ours: MiniLM, 3 epochs, 6,000 question pairs. The report: BERT-base, 10 epochs, all question pairs. "
+    ours = "Ours: MiniLM, 3 epochs, 6,000 question pairs. " if size == "small" else ""
+    table.notes.append(f"{ours}The report: BERT-base, 10 epochs, all question pairs. "
                        "Compare rows with rows of the same model, not across.")
     table.notes.append("n is the number of seeds; ± is the standard deviation over them, from three up. "
                        "An average is that of the cells beside it.")
@@ -216,12 +222,17 @@ def _scores_of(rows, column) -> list[float]:
 
 
 def published_rows(name: str, only: str | None = None) -> list[tuple[str, str, str]]:
-    """(number as printed, report, row's label) of the published rows that a recipe answers to; with `only` of one column."""
+    """(number as printed, report, row's label) of the published rows that a recipe answers to; with `only` of one column.
+
+    Our tables average r itself. Where a report averages (r + 1) / 2, the label says so.
+    """
     found = []
     for report, table, row, column in find(name).published:
         line = published.row(report, table, row)
+        form = published.load()["reports"][report]["tables"][table].get("average")
+        label = "with (r + 1) / 2: " if column == "average" and form == "leaderboard" else ""
         if line.get(column) is not None and only in (None, column):
-            found.append((line[column], report, line["label"]))
+            found.append((line[column], report, label + line["label"]))
     return found
 
 
@@ -307,8 +318,12 @@ def compared(one: str, other: str, *keys, root=None, **choice) -> str:
 
 def table_text(recipes=None, root=None, format="text") -> str:
     """All tables as one string; format "text", "markdown" or "html"."""
-    write = {"text": _text, "markdown": _markdown, "html": _html}[format]
-    return "\n\n".join(write(table) for table in tables(recipes, root))
+    return "\n\n".join(formatted(table, format) for table in tables(recipes, root))
+
+
+def formatted(table: ResultTable, format="text") -> str:
+    """A table as a string; format "text", "markdown" or "html"."""
+    return {"text": _text, "markdown": _markdown, "html": _html}[format](table)
 
 
 def table_markdown(recipes=None, root=None) -> str:
@@ -362,11 +377,17 @@ def curves(recipes=None, root=None):
     Each experiment has a colour and a marker of its own.  A line is the mean over its seeds; the band reaches from the
     lowest to the highest seed.  Where no run has a second epoch there is no line to draw on the right: each experiment
     has a row there, with a marker a seed (dev filled, train hollow), and the rows stand for a legend.  What was not run is
-    not drawn.  Each kind of task has a row of its own.  End the cell with `plt.show()`.
+    not drawn, and where nothing was run there are words and no axes.  Each kind of task has a row of its own.  End the cell
+    with `plt.show()`.
     """
     import matplotlib.pyplot as plt
 
     kinds = _kinds(recipes, root)
+    if not kinds:
+        figure = plt.figure(figsize=(9, 0.5))
+        named = ", ".join(recipes or ()) or "these experiments"
+        figure.text(0.5, 0.5, textwrap.fill(f"{named}: {NOT_RUN}", 110), ha="center", va="center")
+        return figure
     figure = plt.figure(figsize=(9, 3.6 * len(kinds)), layout="constrained")
     _draw_kinds(kinds, figure)
     return figure
@@ -376,7 +397,7 @@ def _kinds(recipes, root) -> list[list]:
     """The recorded rows by kind of task: their losses and scores are of other sizes."""
     rows = records.rows(None if recipes is None else [find(name).name for name in recipes], root)
     groups = [[row for row in rows if _kind(row.recipe) == kind] for kind in KINDS]
-    return [group for group in groups if group] or [[]]
+    return [group for group in groups if group]
 
 
 # What the curves of a kind of task show by epoch: the axis' label, and the key of the score.
@@ -397,8 +418,8 @@ def _draw(rows, left, right) -> None:
 
     markers = "osD^vPX"                              # one more than there are colours: the pairs repeat late
     crowded = len(rows) > len(COLOURS)
-    label, key = SHOWN.get(_kind(rows[0].recipe), ("accuracy", "accuracy")) if rows else ("accuracy", "accuracy")
-    one_epoch = bool(rows) and all(len(record["epochs"]) == 1 for group in rows for record in group.records)
+    label, key = SHOWN.get(_kind(rows[0].recipe), ("accuracy", "accuracy"))
+    one_epoch = all(len(record["epochs"]) == 1 for group in rows for record in group.records)
     marked = crowded or one_epoch
     names = []                                       # in the order of the rows
     for number, group in enumerate(rows):
@@ -439,10 +460,8 @@ def _draw(rows, left, right) -> None:
         right.set(xlabel="epoch", ylabel=label, title="dev solid, train dotted")
     if one_epoch:
         left.set_title("colours and markers as on the right")
-    elif rows:
-        left.legend(fontsize=7 if crowded else 9)
     else:
-        left.set_title("no record")
+        left.legend(fontsize=7 if crowded else 9)
 
 
 def task_curves(recipes, root=None):
@@ -544,7 +563,7 @@ def save_curves(recipes, file, root=None) -> str:
     if file.suffix not in (".svg", ".png"):
         raise RecipeError(f"{file}: curves are written as .svg or .png")
     kinds = _kinds(recipes, root)
-    if not kinds[0]:
+    if not kinds:
         return f"no curves drawn: none of these experiments has a record ({file} was not written)"
     with matplotlib.rc_context({"svg.hashsalt": "minbert"}):
         figure = Figure(figsize=(9, 3.6 * len(kinds)), layout="constrained")
