@@ -229,7 +229,7 @@ def test_a_whole_run_in_parts_is_the_run_in_one(data, tmp_path, monkeypatch):
     ("partial", "encoder.layers.0.", "encoder.pooler"),
 ])
 def test_what_is_frozen_does_not_move_by_a_bit(data, freeze, still, moved):
-    config = settings(data, freeze=freeze, freeze_layers=1, weight_decay=0.3)
+    config = settings(data, freeze=freeze, freeze_layers=int(freeze == "partial"), weight_decay=0.3)
     loop.seed_everything(0)
     before = {name: tensor.clone() for name, tensor in tasks.make(config).model.state_dict().items()}
     after = weights_of(run(config))
@@ -395,8 +395,22 @@ def test_a_directory_in_use_is_refused(data, tmp_path):
     with pytest.raises(RunError, match="can't be written"):
         run(settings(data), tmp_path / "file" / "below")
     (out / "notes.txt").write_text("mine")
+    (out / "vectors.safetensors").write_text("mine")
+    (out / "predictions.json").write_text("of a run on squad")
     run(settings(data, epochs=1), out, again=True)
     assert (out / "notes.txt").read_text() == "mine"             # --again removes what a run wrote, and nothing else
+    assert (out / "vectors.safetensors").read_text() == "mine" and not (out / "predictions.json").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"again": True}])
+def test_a_directory_with_a_models_weights_is_left_alone(data, tmp_path, options):
+    """Its config.json looks like a run's, and advice to start over by --again would cost the reader the weights."""
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match="a model's weights are here, and no run: choose another --out"):
+        run(settings(data), tmp_path, **options)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == \
+        dict.fromkeys(("config.json", "tokenizer.json", "model.safetensors"), "mine")
 
 
 # ---- numbers that are none ---------------------------------------------------------------------------------------
@@ -520,6 +534,19 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_no_broken_weight_is_save
     assert checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["progress"]["step"] == 5
     monkeypatch.undo()
     assert run(config, tmp_path / "run", resume=True).losses == whole.losses
+
+
+def test_a_dev_score_that_is_no_number_stops_the_run_and_what_was_saved_stays(data, tmp_path, monkeypatch):
+    """A record can't hold it: found at the end only, it would cost the whole run."""
+    assert loop.broken_score({"tasks": {"sst": {"loss": 1.0}, "sts": {"pearson": math.nan}}}) == "sts pearson is nan"
+    assert loop.broken_score({"loss": 1.0, "confusion": [[1]], "constant": True}) is None
+    real, seen = tasks.SentenceTask.evaluate, []
+    monkeypatch.setattr(tasks.SentenceTask, "evaluate", lambda self, arithmetic: {
+        **real(self, arithmetic), **({"loss": math.inf} if seen.append(1) or len(seen) == 2 else {})})
+    with pytest.raises(TrainingStopped, match="stopped after epoch 2: the dev loss is inf; what was saved before stays"):
+        run(settings(data), tmp_path / "run")
+    monkeypatch.undo()
+    assert len(run(settings(data), tmp_path / "run", resume=True).losses) == 24
 
 
 def test_broken_weights_get_no_score(data, monkeypatch):
@@ -803,6 +830,8 @@ def test_the_pretrained_encoder_is_where_the_next_recipe_finds_it(data, tmp_path
     user = recipes.resolve("small-bert-pretrained", **small)
     with pytest.raises(WeightsError, match="Run it first: minbert run masked-language-model --size smoke"):
         build.start(user, [], runs)
+    with pytest.raises(WeightsError, match="is read from files.*or --data builtin"):     # --data hub can't pre-train
+        build.start(dataclasses.replace(user, data="hub"), [], runs)
     first = run(config, runs / config.recipe / recipes.run_name(config))
     start = build.start(user, [], runs)
     assert torch.equal(start.encoder.layers[0].up.weight, first.task.model.bert.layers[0].up.weight)

@@ -57,6 +57,13 @@ def test_what_a_recipe_answers_to_is_published():
     (lambda: make(lr=float("nan")), "negative"),
     (lambda: make(encoder="bag"), "--init random"),
     (lambda: make(weights="scratch"), "--init random"),
+    (lambda: resolve("tabel1"), "table1"),
+    (lambda: make(freeze_layers=4), "freeze is 'none'"),
+    (lambda: make(task="mlm", freeze="full"), "leave freeze at 'none'"),
+    (lambda: make(lora_r=4), "--adapt lora"),
+    (lambda: make(lora_feed_forward=True), "--adapt lora"),
+    (lambda: make(task="mlm", encoder="bag", init="random", hidden_size=8), "for a BERT"),
+    (lambda: make(task="sst+quora", encoder="bag", init="random", hidden_size=8, pair_head="cross-both"), "another --pair-head"),
 ])
 def test_what_is_unknown_or_impossible_is_refused_with_a_hint(call, suggestion):
     with pytest.raises(RecipeError) as error:

@@ -103,6 +103,11 @@ def pretrained_run(recipe: str, config: Config, runs) -> Path:
     find(recipe)
     data = slug(source_name(config.data))
     found = sorted(Path(runs).glob(f"{recipe}/{config.size}-*-{data}-*/encoder/model.safetensors"))
+    if not found and config.data == "hub":           # no help to name a command that can't work
+        raise WeightsError(
+            f"this needs a finished run of {recipe} on the same data, and text for pre-training is read from files, not from the "
+            "hub: give both runs --data and a directory in the course's format, or --data builtin"
+        )
     if not found:
         raise WeightsError(
             f"this needs a finished run of {recipe} on the same data, and there is none under {source_name(runs)}/. "

@@ -174,9 +174,10 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
                                       ) from None
             check_weights(model, done)               # or it would guess one class throughout, and that would be a score
             dev = parallel.from_first(lambda: scores_to_keep(task.evaluate(arithmetic)))
-            if not math.isfinite(dev[task.score]):
-                raise TrainingStopped(f"stopped after epoch {done.epoch + 1}: the dev {task.score} is {dev[task.score]}; "
-                                      "try a lower --lr")
+            bad = broken_score(dev)                  # no record could be written with it, however many epochs later
+            if bad:
+                raise TrainingStopped(f"stopped after epoch {done.epoch + 1}: the dev {bad}; what was saved before stays. "
+                                      "Try a lower --lr, or --precision fp32")
             done.epoch += 1
             done.sums = nothing_yet()
             done.history.append({"epoch": done.epoch, "train": totals, "dev": dev})
@@ -393,12 +394,19 @@ def seed_everything(seed: int) -> None:
 
 # ---- the run's directory -----------------------------------------------------------------------------------------
 
+# What tells that a run is here, and what else one may have left.  Other files in the directory are the reader's own.
+STATE = ("config.json", "record.json", "last.safetensors", "best-*.safetensors")
+LEFT = (*STATE, "tokenizer.json", "adapter-*.safetensors", "predictions.json", "null_odds.json", "spans.json")
+
+
 def prepare_directory(out: Path, resume: bool, again: bool) -> Path:
     """Make the directory, or decide what an earlier run's files in it mean.  Raises RunError."""
     try:
         if out.exists() and not out.is_dir():
             raise RunError(f"{out}: this is a file; a run needs a directory: choose another --out (or --runs)")
-        present = [p for pattern in ("config.json", "record.json", "*.safetensors") for p in out.glob(pattern)]
+        if (out / "model.safetensors").exists():         # its config.json and tokenizer.json must stay what they are
+            raise RunError(f"{out}: a model's weights are here, and no run: choose another --out (or --runs)")
+        present = [path for pattern in STATE for path in out.glob(pattern)]
         if present and not resume and not again:
             raise RunError(f"{out}: a run is here already. Go on with it by --resume, or start over by --again")
         if (out / "record.json").exists() and not again:
@@ -415,7 +423,7 @@ def prepare_directory(out: Path, resume: bool, again: bool) -> Path:
 
 def clear_directory(out: Path) -> None:
     """Throw away what an earlier run left.  Called when data and weights are known to be there for a new one."""
-    for pattern in ("config.json", "record.json", "tokenizer.json", "*.safetensors"):
+    for pattern in LEFT:
         for path in out.glob(pattern):
             path.unlink()
     shutil.rmtree(out / "encoder", ignore_errors=True)
@@ -573,6 +581,18 @@ def progress_bar(items, description: str, progress: bool, **choices):
 def broken_weights(model) -> str | None:
     """The first parameter with a NaN or an infinity in it.  Without clipping nobody looks at the gradient in each step."""
     return next((name for name, parameter in model.named_parameters() if not parameter.isfinite().all()), None)
+
+
+def broken_score(scores: dict) -> str | None:
+    """The first score that is no number, such as "loss is nan"; of several tasks, with its task's name before it."""
+    for key, value in scores.items():
+        if isinstance(value, dict):
+            found = broken_score(value)
+            if found:
+                return found if key == "tasks" else f"{key} {found}"
+        elif isinstance(value, float) and not math.isfinite(value):
+            return f"{key} is {value}"
+    return None
 
 
 def check_weights(model, done: Progress) -> None:

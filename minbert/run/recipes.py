@@ -451,7 +451,7 @@ def nearest(word: str, known, what: str) -> str:
 def find(name: str) -> Recipe:
     """The recipe of that name.  Raises RecipeError, with the nearest name."""
     if name not in RECIPES:
-        raise RecipeError(nearest(name, RECIPES, "recipe") + " ('minbert recipes' lists them)")
+        raise RecipeError(nearest(name, [*RECIPES, *GROUPS], "recipe") + " ('minbert recipes' lists them)")
     return RECIPES[name]
 
 
@@ -497,6 +497,11 @@ def make(**settings) -> Config:
         raise RecipeError(f"rate_decay must be above 0 and at most 1, not {config.rate_decay}")
     if config.task == "mlm" and not config.mask_rate > 0:
         raise RecipeError("mask_rate must be above 0: with nothing hidden there is nothing to guess")
+    if config.encoder != "bert" and "mlm" in tasks_of(config):
+        raise RecipeError(f"task 'mlm' is for a BERT, not for the encoder {config.encoder!r}")
+    if config.encoder != "bert" and config.pair_head.startswith("cross") and set(tasks_of(config)) & set(PAIRS):
+        raise RecipeError(f"pair_head {config.pair_head!r} is for a BERT, not for the encoder {config.encoder!r}: "
+                          "choose another --pair-head")
     if config.encoder != "bert" and config.init == "pretrained":
         raise RecipeError(f"encoder {config.encoder!r} has no pre-trained weights: choose --init random")
     for key in ("last_layer", "embedding_rows"):
@@ -552,6 +557,13 @@ def check_tasks(config: Config) -> None:
         raise RecipeError("step_form 'summed' takes a batch of every task: choose --sampling round-robin")
     if config.sampling == "phases" and several and config.epochs < len(trained_tasks(config)):
         raise RecipeError(f"sampling 'phases' gives each task epochs of its own: --epochs {config.epochs} is too few")
+    if "mlm" in names and config.freeze != "none":
+        raise RecipeError("task 'mlm' trains the whole model: leave freeze at 'none'")
+    if config.freeze_layers and config.freeze != "partial":
+        raise RecipeError(f"freeze_layers is for freeze 'partial', and freeze is {config.freeze!r}")
+    for key in ("lora_r", "lora_alpha", "lora_scaling", "lora_feed_forward"):
+        if config.adapt == "none" and getattr(config, key) != getattr(Config, key):
+            raise RecipeError(f"{key} is for adapt 'lora', and adapt is 'none': choose --adapt lora")
     if config.freeze_task and config.freeze != "head":
         raise RecipeError("freeze_task names the head for --freeze head, and freeze is " + repr(config.freeze))
     if config.freeze == "head" and several and config.freeze_task not in names:
