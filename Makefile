@@ -10,7 +10,7 @@ serve:       ## Serve the built pages on localhost
 	$(PYTHON) -m tools.book serve --port $(PORT)
 setup:       ## Install everything into .venv
 	$(PYTHON) -m tools.env
-test:        ## Everything but the browser, in less than 8 minutes
+test:        ## Everything but the browser: 5 to 9 minutes
 	$(PYTHON) -m tools.test
 test-fast:   ## What takes less than 90 seconds
 	$(PYTHON) -m tools.test --fast

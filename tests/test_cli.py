@@ -20,7 +20,7 @@ TINY = ["--model", "scratch", "--vocab-size", "150", "--layers", "1", "--hidden-
         "--intermediate-size", "8", "--epochs", "1", "--steps-per-epoch", "2", "--lr", "1e-3", "--device", "cpu", "--quiet"]
 # The tests leave the checkout; a process of its own has to find the package all the same.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
-COMMANDS = ["train", "evaluate", "predict", "ask", "run", "report", "recipes", "exercises", "plan", "data", "doctor"]
+COMMANDS = ["train", "evaluate", "predict", "ask", "embed", "similar", "run", "report", "recipes", "exercises", "plan", "data", "doctor"]
 RECIPE = ["run", "first-finetune", "--size", "smoke", "--device", "cpu", "--quiet"]
 
 
@@ -90,7 +90,7 @@ def test_the_version(capsys):
 def test_recipes_for_readers_and_for_scripts(capsys):
     assert minbert("recipes") == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in recipes.RECIPES)
+    assert all(name in text for name in (*recipes.RECIPES, *recipes.GROUPS))
     assert minbert("recipes", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in listed] == list(recipes.RECIPES)
@@ -427,18 +427,27 @@ def test_report_on_records(tmp_path, capsys):
     assert minbert("report", "sst-full", "--format", "markdown", "--curves", "c.svg") == 0
     assert "0.512 (n=1)" in capsys.readouterr().out and os.path.getsize("c.svg") > 1000
     assert minbert("report", "--chapter", 99) == 1
+    capsys.readouterr()
+    assert minbert("report", "table1") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Three tasks, every way of report S0\n") and "· in the report" in out and "quora-joined" in out
+    records.write(made_up("sst-full", 0, 0.512, data="elsewhere"), tmp_path / "results")
+    assert minbert("report", "table1") == 0          # that table can't choose between two data sets, the others show both
+    out, error = capsys.readouterr()
+    assert "recorded with 2 settings" in error and "elsewhere" in out and "every way" not in out
 
 
 # ---- what goes wrong (the rest is in test_faults.py) --------------------------------------------------------------
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "sst-full", "--all"], ["train", "--save-every", "-1"], ["trian"], ["run", "sst-full", "--seeds", "-1"], ["train", "--lr", "much"],
-                                       ["run", "sst-full", "--resume", "--again"]])
+                                       ["run", "sst-full", "--resume", "--again"],
+                                       ["ask", "--context", "a.txt", "--others", "-1", "Who?"]])
 def test_a_wrong_command_line_is_explained(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         minbert(*arguments)
     out, error = capsys.readouterr()
     assert stop.value.code == 2 and out == ""
-    assert re.fullmatch(r"minbert: .+ \('minbert( run| train)? --help' says what it takes\)\n", error), error
+    assert re.fullmatch(r"minbert: .+ \('minbert( run| train| ask)? --help' says what it takes\)\n", error), error
 
 
 def test_a_wrong_option_is_named_with_the_help_of_its_command(capsys):

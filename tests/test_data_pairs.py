@@ -83,6 +83,8 @@ def test_questions_are_read_with_their_answers(tmp_path):
 @pytest.mark.parametrize("question, message", [
     (ask(answers=(("rye", 28),)), "question q1: the answer 'rye' is not at character 28, where ' ry' stands"),
     (ask(answers=(("", 3),)), "is not at character 3"),
+    (ask(answers=(("rye", -4),)), "is not at character -4"),                                 # it is, counted from the end
+    (ask(text=1803), "this is not SQuAD's format"),
     (ask(text="  "), "question q1: it has no text"),
     (ask(is_impossible=True), "is_impossible says one thing"),
     ({"id": "q1", "question": "Who?"}, "this is not SQuAD's format"),

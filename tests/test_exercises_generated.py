@@ -168,6 +168,11 @@ def test_an_edit_by_hand_is_found(project, folder):
     assert generator.generate(project, check=True)[0] == [f"{folder}/ch99.ipynb"]
 
 
+def test_a_chapter_that_is_not_there_is_no_success(project):
+    with pytest.raises(generator.AuthorError, match="no authored file ch98.toml; there are: ch99"):
+        generator.generate(project, only=["ch98"])
+
+
 @pytest.mark.parametrize("old, new, message", [
     ('kind = "vary"', 'kind = "guess"', "kind is one of"),
     ('hints = ["Think of $2^n$.", ', "hints = [", "three graded hints"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -61,6 +62,18 @@ def test_a_record_says_all_that_is_needed_to_repeat_the_run(real):
     assert 0 < trained < stored == sum(p.numel() for p in real[0].task.model.parameters())
     assert record["time"]["timing"] == "shared" and record["time"]["peak_memory_mb"] > 10
     assert len(record["curve"]["loss"]) == 1 and record["best"] == record["epochs"][0]
+
+
+def test_the_command_of_a_record_makes_the_same_run_again():
+    from minbert.run import cli, device
+
+    config = recipes.make(recipe="train", adapt="lora", lora_feed_forward=True, task="sst+quora", trained="sst", lr=1e-3,
+                          data="film reviews", precision="fp32")
+    words = shlex.split(records.command_of(config, device.choose("cpu")))
+    assert words[:2] == ["minbert", "train"]
+    given = vars(cli.make_parser().parse_args(words[1:]))
+    settings = {key: given[key] for key in cli.HELP if given[key] is not None}
+    assert recipes.make(recipe="train", size="small", **settings) == config
 
 
 def test_no_path_and_no_name_of_the_machine_is_in_a_record_or_a_checkpoint(real):
@@ -124,7 +137,7 @@ def test_runs_that_finish_together_are_all_in_the_index(tmp_path):
     assert len(records.load(root=tmp_path)) == 8 and not (tmp_path / ".INDEX.lock").exists()
 
 
-def test_a_lock_left_behind_by_a_killed_writer_is_no_hindrance(tmp_path):
+def test_a_lock_left_behind_by_a_killed_writer_is_no_hindrance(tmp_path, monkeypatch):
     file = tmp_path / ".INDEX.lock"
     code = "import sys; from minbert.run import lock\nwith lock.hold(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -132,6 +145,10 @@ def test_a_lock_left_behind_by_a_killed_writer_is_no_hindrance(tmp_path):
     with pytest.raises(lock.Busy, match="held by another process"):      # while it lives, it is waited for
         with lock.hold(file, patience=0.1):
             pass
+    monkeypatch.setattr(records, "PATIENCE", 0)
+    with pytest.raises(RecordError, match="another process has been writing .* --resume records the finished run"):
+        records.write(made_up(), tmp_path)
+    monkeypatch.undo()
     process.kill()
     process.wait()
     process.stdin.close()

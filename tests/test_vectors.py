@@ -240,7 +240,7 @@ def fault(capsys, *arguments):
     return line
 
 
-def test_sentences_that_can_t_be_read_are_told_in_one_line(capsys, place):
+def test_sentences_that_can_t_be_read_are_told_in_one_line(capsys, place, monkeypatch):
     embed = lambda name, out="v.npy": fault(capsys, "embed", name, "--out", out)      # noqa: E731
     assert "none.txt: can't be read (No such file or directory)" in embed("none.txt")
     (place / "bytes.txt").write_bytes(b"caf\xe9\n")
@@ -249,6 +249,9 @@ def test_sentences_that_can_t_be_read_are_told_in_one_line(capsys, place):
     assert "empty.txt: holds no sentence" in embed("empty.txt")
     assert "must end with .safetensors or .npy" in embed("book.txt", "v.txt")
     assert "there is no directory nowhere" in embed("book.txt", "nowhere/v.npy")
+    with monkeypatch.context() as patch:             # known before an hour's work, not after
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert "v.npy: the directory . can't be written: choose another --out" in embed("book.txt")
     (place / "d.npy").mkdir()
     assert "d.npy: this is a directory" in embed("book.txt", "d.npy")
     assert "takes 3 to 512 word pieces" in fault(capsys, "embed", "book.txt", "--out", "v.npy", "--max-length", 600)
@@ -271,6 +274,9 @@ def test_vectors_that_can_t_be_used_are_told_in_one_line(tiny, capsys, place):
     assert "half.npy: truncated or damaged" in similar("half.npy")
     np.save("pickle.npy", np.array([{"a": 1}], dtype=object))
     assert "pickle.npy: truncated or damaged" in similar("pickle.npy")
+    with open("many.npy", "wb") as file:
+        np.savez(file, a=np.ones((5, 16)))
+    assert "many.npy: truncated or damaged, it can't be read (it is an archive of several arrays)" in similar("many.npy")
     for name, wrong, words in (("flat", np.ones(3), "of shape (3,)"), ("int", np.ones((3, 2), int), "int64 numbers"),
                                ("nan", np.full((5, 16), np.nan), "not every number in it is finite")):
         np.save(f"{name}.npy", wrong)

@@ -349,6 +349,10 @@ def generate(root=env.ROOT, only=(), check=False):
     import nbformat
 
     authored = sorted((root / "exercises" / "authored").glob("ch*.toml"))
+    known = [path.stem for path in authored]
+    for name in only:
+        if name not in known:
+            raise AuthorError(f"no authored file {name}.toml; there are: {', '.join(known)}")
     chapters = [read(path) for path in authored]
     differences, to_execute = [], []
     list_path = root / "minbert" / "checks" / "exercises.json"

@@ -19,6 +19,8 @@ class AskError(ValueError):
 
 def add_ask(command, add_checkpoint) -> None:
     """The command `ask`; `command` and `add_checkpoint` are the command line's own."""
+    from minbert.run.cli import whole
+
     sub = command("ask", command_ask, "answer questions from a text, or say that it holds no answer", [
         'minbert ask --context mill.txt "Who built the mill?"', 'minbert ask --context mill.txt "Who?" "When?" --json',
         'minbert ask --context - "Who built the mill?" < mill.txt'])
@@ -26,7 +28,7 @@ def add_ask(command, add_checkpoint) -> None:
     sub.add_argument("--context", required=True, metavar="FILE", help="the text, UTF-8; - for standard input")
     sub.add_argument("--threshold", type=tau_number, metavar="τ", help="say that there is no answer when its score is more "
                      "than τ above the best answer's (default: the best on the run's dev set)")
-    sub.add_argument("--others", type=int, default=0, metavar="N", help="also show the N next best answers (default: 0)")
+    sub.add_argument("--others", type=whole, default=0, metavar="N", help="also show the N next best answers (default: 0)")
     sub.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
     add_checkpoint(sub)
 

@@ -1,4 +1,4 @@
-"""The command line: `minbert train | evaluate | predict | ask | run | report | recipes | exercises | plan | data | doctor`.
+"""The command line `minbert`: train, evaluate, predict, ask, embed, similar, run, report, recipes, exercises, plan, data, doctor.
 
 Each subcommand is one function below.  PyTorch takes seconds to import, so that each function imports what it needs.
 What goes wrong is told in one line, on stderr, with a non-zero exit code; --debug shows the whole traceback.
@@ -190,6 +190,11 @@ def command_run(options) -> int:
         for seed in options.seeds or recipe.seeds:
             jobs.append(recipes.resolve(name, options.size, weights=options.model, data=options.data, seed=seed,
                                         precision=options.precision, micro_batch=options.micro_batch))
+    if len({config.recipe for config in jobs}) > 1 and options.size == "small":      # hours: say so before they begin
+        from minbert.run import loop
+
+        guess = duration(sum(recipes.RECIPES[config.recipe].minutes for config in jobs))
+        loop.say(jobs[0], f"queue    {len(jobs)} runs ({guess}, less what is done)")
     for config in jobs:
         run_one(with_precision(config, options), options, options.again, replace=options.again or options.resume)
     return 0
@@ -533,6 +538,11 @@ def command_report(options) -> int:
         names += [r.name for r in recipes.RECIPES.values() if r.chapter == options.chapter and r.name not in names]
         if not names:
             raise UserError(f"no recipe belongs to chapter {options.chapter}; 'minbert recipes' lists them")
+    if "table1" in options.recipe:
+        try:
+            print(report.formatted(report.table1(options.root), options.format), end="\n\n")
+        except RecipeError as error:                 # a recipe was run on several data sets: the tables below show them all
+            complain(f"no table of report S0's rows: {error}", 1)
     print(report.table_text(names or None, options.root, options.format))
     if options.curves:
         print(report.save_curves(names or None, options.curves, options.root))
@@ -550,6 +560,8 @@ def command_recipes(options) -> int:
     for r in every:
         print(f"{r.chapter:>7}  {r.name:<{width}}  {r.minutes:>7g}  {r.summary}")
     print("\nminutes: for one seed at size small on a laptop, an estimate. Run one with: minbert run RECIPE")
+    for name, members in recipes.GROUPS.items():
+        print(f"{name}: all rows of report S0's table, {len(members)} recipes. Run them with: minbert run {name}")
     return 0
 
 
@@ -652,7 +664,7 @@ def make_parser() -> OneLineParser:
 
     sub = command("report", command_report, "tables and curves from the recorded runs", [
         "minbert report", "minbert report --chapter 5 --format markdown", "minbert report sst-full --curves curves.svg"])
-    sub.add_argument("recipe", nargs="*", help="recipes to show (default: all)")
+    sub.add_argument("recipe", nargs="*", help="recipes to show, or table1: report S0's table beside ours (default: all)")
     sub.add_argument("--chapter", type=int, help="the recipes of a chapter")
     sub.add_argument("--format", choices=("text", "markdown", "html"), default="text", help="default: text")
     sub.add_argument("--curves", metavar="FILE.svg", help="also draw the training curves into this file (svg or png)")

@@ -177,7 +177,7 @@ def read_squad(path):
                 context = paragraph["context"]
                 for asked in paragraph["qas"]:
                     questions.append(_question(asked, context, path, seen))
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise DataError(path, f"this is not SQuAD's format ({type(error).__name__} {error}, after {len(questions)} "
                         "questions)", "data → paragraphs → context and qas (id, question, answers) is needed") from None
     if not questions:
@@ -197,7 +197,8 @@ def _question(asked, context, path, seen):
     if asked.get("is_impossible", not answers) == bool(answers):
         raise DataError(where, "is_impossible says one thing and its answers another", "mend one of the two")
     for text, begin in answers:
-        if not text or context[begin : begin + len(text)] != text:
+        # (A negative place would be counted from the passage's end.)
+        if not text or begin < 0 or context[begin : begin + len(text)] != text:
             raise DataError(where, f"the answer {text!r} is not at character {begin}, where "
                             f"{context[begin:begin + max(1, len(text))]!r} stands", "mend answer_start")
     return Question(name, asked["question"].strip(), context, answers)

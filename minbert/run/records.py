@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from minbert.run.recipes import (
 INDEX = "INDEX.json"
 MEND = "Get them back from version control, or run them again with --again"
 REMEDY = "Make room, and the same command with --resume records the finished run"
+PATIENCE = 30                                        # seconds to wait for another process that writes a record
 PACKAGES = ("torch", "tokenizers", "safetensors", "numpy")
 
 
@@ -124,15 +126,16 @@ def parameters(model) -> tuple[int, int]:
 def command_of(config: Config, arithmetic) -> str:
     """The command that runs this again, with directories by their names only."""
     if config.recipe not in RECIPES:
-        changed = [f"--{key.replace('_', '-')} {value}" for key, value in public(config).items()
+        changed = [f"--{key.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+                   for key, value in public(config).items()
                    if value != public(Config()).get(key) and key not in ("recipe", "size", "weights")]
-        return " ".join(["minbert train", f"--model {source_name(config.weights)}", *changed])
+        return " ".join(["minbert train", f"--model {shlex.quote(source_name(config.weights))}", *changed])
     parts = [f"minbert run {config.recipe}", f"--size {config.size}"]
     plain = resolve(config.recipe, config.size)
     if config.weights != plain.weights:
-        parts.append(f"--model {source_name(config.weights)}")
+        parts.append(f"--model {shlex.quote(source_name(config.weights))}")
     if config.data != plain.data:
-        parts.append(f"--data {source_name(config.data)}")
+        parts.append(f"--data {shlex.quote(source_name(config.data))}")
     if config.micro_batch:
         parts.append(f"--micro-batch {config.micro_batch}")
     parts += [f"--precision {config.precision}", f"--device {arithmetic.device.type}", f"--seeds {config.seed}"]
@@ -182,7 +185,12 @@ def write(record: dict, root=None) -> Path:
     path = path_of(Config(**record["config"]), root)
     content = to_bytes(record)
     check_place(root)
-    with lock.hold(root / ".INDEX.lock", patience=30):       # two runs may finish together
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.hold(root / ".INDEX.lock", patience=PATIENCE))      # two runs may finish together
+        except lock.Busy:
+            raise RecordError(f"{root}: another process has been writing records there for {PATIENCE} s: end it, and the same "
+                              "command with --resume records the finished run") from None
         index = read_index(root)
         before = path.read_bytes() if path.exists() else None
         path.parent.mkdir(exist_ok=True)
@@ -340,7 +348,7 @@ def rows(recipes=None, root=None) -> list[Row]:
 
 
 def mean_and_spread(values: list[float], digits: int = 3) -> str:
-    """A cell: "gap" for nothing, the number for n = 1, the mean for n = 2, mean ± standard deviation from n = 3; n always.
+    """A cell: "not run" for nothing, the number for n = 1, the mean for n = 2, mean ± standard deviation from n = 3; n always.
 
     The standard deviation is that of a sample (divided by n − 1).
     """

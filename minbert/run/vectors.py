@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,8 @@ def check_out(path, again: bool) -> Path:
         raise VectorsError(f"{path}: is there already: --again replaces it, another --out leaves it alone")
     if not path.parent.is_dir():
         raise VectorsError(f"{path}: there is no directory {path.parent}: make it, or choose another --out")
+    if not os.access(path.parent, os.W_OK):
+        raise VectorsError(f"{path}: the directory {path.parent} can't be written: choose another --out")
     return path
 
 
@@ -231,6 +234,8 @@ def read_vectors(path) -> Vectors:
     try:
         if path.suffix == ".npy":
             rows = np.load(path, allow_pickle=False)
+            if not isinstance(rows, np.ndarray):
+                raise ValueError("it is an archive of several arrays")
         else:
             with safe_open(path, framework="np") as file:
                 header = file.metadata() or {}
