@@ -1,15 +1,28 @@
-"""Scores. Those for classification take numpy arrays (or lists) of integer labels of shape (N,)."""
+"""Scores. Those for classification take numpy arrays (or lists) of integer labels of shape (N,).
+
+All but `averages` raise ValueError where there is nothing to score, and where the two sides are not lists of one length.
+"""
 
 import numpy as np
 
 
 def _pair(predictions, labels):
     predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.shape != labels.shape:
-        raise ValueError(f"{predictions.shape[0]} predictions for {labels.shape[0]} labels")
+    if predictions.ndim != 1 or labels.ndim != 1:
+        raise ValueError(f"a score needs two lists (N,), not the shapes {predictions.shape} and {labels.shape}")
+    if len(predictions) != len(labels):
+        raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
     if labels.size == 0:
         raise ValueError("no examples: a score of nothing is not defined")
     return predictions, labels
+
+
+def _classes(values, classes):
+    whole = values.dtype.kind in "biu"
+    odd = [value for value in values.tolist() if not whole or not 0 <= value < classes]  # -1 would index the last class
+    if odd:
+        raise ValueError(f"{odd[0]!r} is no class: they are whole numbers from 0 to {classes - 1}")
+    return values.astype(np.int64)
 
 
 def accuracy(predictions, labels):
@@ -19,8 +32,12 @@ def accuracy(predictions, labels):
 
 
 def confusion_matrix(predictions, labels, classes):
-    """(K, K) counts: row = true class, column = predicted class."""
-    predictions, labels = _pair(predictions, labels)
+    """(K, K) counts: row = true class, column = predicted class.
+
+    Raises:
+        ValueError: a label or a prediction that is none of the classes 0 to K - 1.
+    """
+    predictions, labels = (_classes(side, classes) for side in _pair(predictions, labels))
     matrix = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(matrix, (labels, predictions), 1)
     return matrix

@@ -98,8 +98,9 @@ def test_freezing_is_undone_by_none():
 def test_freezing_refuses_what_it_can_not_do():
     with pytest.raises(ValueError, match="'half' is none of none, embeddings, partial, full, head, all"):
         freeze(classifier(), "half")
-    with pytest.raises(ValueError, match="4 layers asked for, the encoder has 3"):
-        freeze(classifier(), "partial", 4)
+    for layers in (4, -1):                               # -1 as an index would freeze all but the last
+        with pytest.raises(ValueError, match=f"{layers} layers asked for, the encoder has 3"):
+            freeze(classifier(), "partial", layers)
     bag = SentenceClassifier(BagOfEmbeddings(50, 8), 2)
     for mode, part in [("partial", "layers"), ("embeddings", "embeddings")]:
         with pytest.raises(ValueError, match=f"BagOfEmbeddings has no {part}"):
@@ -186,9 +187,40 @@ def test_scores_of_nothing_are_refused():
         metrics.accuracy([], [])
     with pytest.raises(ValueError, match="3 predictions for 2 labels"):
         metrics.accuracy([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match=r"two lists \(N,\), not the shapes \(3, 1\) and \(3,\)"):
+        metrics.accuracy([[1], [2], [3]], [1, 2, 3])
+
+
+@pytest.mark.parametrize("predictions, labels, odd", [([0, 1], [-1, 1], "-1"), ([0, 3], [0, 1], "3"), ([0.0, 1.0], [0, 1], "0.0")])
+def test_what_is_no_class_is_refused_and_not_counted_as_another(predictions, labels, odd):
+    for score in (metrics.confusion_matrix, metrics.macro_f1):
+        with pytest.raises(ValueError, match=f"{odd} is no class: they are whole numbers from 0 to 2"):
+            score(predictions, labels, 3)
+    with pytest.raises(ValueError, match="is no class"):
+        metrics.binary_f1(predictions, labels)
 
 
 def test_neighbours_by_hand():
-    table = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
-    assert [number for number, _ in nearest_pieces(table, 0, k=3)] == [1, 2, 3]
-    assert nearest_pieces(table, 0, k=3)[2][1] == pytest.approx(-1.0)
+    table = torch.tensor([[1.0, 0.0], [0.2, 0.01], [3.0, 4.0], [-1.0, 0.0], [0.0, 0.0]])     # long vectors are not nearer
+    found = nearest_pieces(table, 0)                     # fewer than k: all but the piece itself
+    assert [number for number, _ in found] == [1, 2, 4, 3]
+    assert [cosine for _, cosine in found] == pytest.approx([20 / 401**0.5, 0.6, 0.0, -1.0])
+    assert nearest_pieces(table, 0, k=2) == found[:2]
+
+
+def test_a_bag_of_embeddings_is_the_mean_of_its_words_in_any_order():
+    bag = BagOfEmbeddings(20, 4, dropout=1.0).eval()
+    ids, mask = torch.tensor([[3, 5, 9], [9, 3, 5], [7, 0, 0]]), torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0]])
+    hidden, pooled = bag(ids, mask)
+    assert torch.equal(hidden, bag.word(ids))
+    assert torch.allclose(pooled[0], bag.word.weight[[3, 5, 9]].mean(dim=0)) and torch.allclose(pooled[0], pooled[1])
+    assert torch.equal(pooled[2], bag.word.weight[7])
+    assert not bag.train()(ids, mask)[1].any()           # everything is dropped: in training only
+
+
+def test_the_classifiers_dropout_is_on_the_sentence_vector_and_in_training_only():
+    model = classifier().double()
+    model.dropout.p = 1.0
+    ids, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3)
+    assert torch.equal(model.train()(ids, mask), model.head.bias[None])
+    assert not torch.equal(model.eval()(ids, mask), model.head.bias[None])
