@@ -290,10 +290,15 @@ class ProjectedHeads(TaskModel):
         outputs: {head's name: numbers a sentence}.
         projection: size of the shared linear layer on the sentence vector.
         pooling, dropout: as for `ApartPairs`.
+
+    Raises:
+        ValueError: unknown pooling.
     """
 
     def __init__(self, encoder, outputs, projection=256, pooling="mean", dropout=0.1):
         super().__init__()
+        if pooling not in ("pooler", "mean"):
+            raise ValueError(f"pooling: {pooling!r} is none of pooler, mean")
         self.encoder, self.pooling = encoder, pooling
         self.projection = nn.Linear(encoder.hidden_size, projection)
         self.dropout = nn.Dropout(dropout)
@@ -353,7 +358,13 @@ def check_fit(task, head, objective):
 
 
 def pair_model(encoder, task, head, objective, pooling="pooler", projection=0, hidden=256, dropout=0.1):
-    """The model of a task, head and objective by name, see `OBJECTIVES` and `HEADS`. Raises ValueError, see `check_fit`."""
+    """The model of a task, head and objective by name, see `OBJECTIVES` and `HEADS`.
+
+    `pooling` and `projection` are for heads on two sentence vectors, `hidden` is for "joined-deep"; other heads have none.
+
+    Raises:
+        ValueError: see `check_fit`; or an unknown pooling.
+    """
     check_fit(task, head, objective)
     outputs = OBJECTIVES[task][objective]
     size = projection or encoder.hidden_size
@@ -385,10 +396,12 @@ def pair_loss(objective, outputs, labels, delta=1.0):
         delta: where Huber's loss changes from square to straight.
 
     Raises:
-        ValueError: unknown objective, or outputs of another width: broadcasting would hide that.
+        ValueError: unknown objective, or outputs or labels of another shape: broadcasting would hide that.
     """
     if objective not in WIDTH:
         raise ValueError(f"objective {objective!r} is none of {', '.join(WIDTH)}")
+    if labels.ndim != 1:
+        raise ValueError(f"{objective} needs labels of shape (B,), not {tuple(labels.shape)}")
     if outputs.shape != (len(labels), WIDTH[objective]):
         raise ValueError(f"{objective} needs outputs of shape {(len(labels), WIDTH[objective])}, not {tuple(outputs.shape)}")
     outputs, labels = outputs.float() if outputs.dtype != torch.float64 else outputs, labels.to(outputs.device)
@@ -411,7 +424,12 @@ def pair_prediction(objective, outputs, expectation=False):
 
     0 or 1 for paraphrase. For similarity a number from 0 to 5: the most probable class, or with `expectation` the mean
     Σ k·p_k of the classes; the score of a regression as it is; five times the cosine.
+
+    Raises:
+        ValueError: unknown objective.
     """
+    if objective not in WIDTH:
+        raise ValueError(f"objective {objective!r} is none of {', '.join(WIDTH)}")
     if objective in ("ce2", "classes"):
         if expectation and objective == "classes":
             return outputs.softmax(dim=-1) @ torch.arange(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)

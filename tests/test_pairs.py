@@ -175,6 +175,65 @@ def test_both_directions_read_both_sentences():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.back.parameters() if p.ndim > 1)
 
 
+@pytest.mark.parametrize("form", pairs.CROSS_FORMS)
+def test_a_cross_pair_is_residual_plus_attention_averaged_over_the_asking_sentence(form):
+    """Pair by pair and without padding, from the parts; only the printed form needs both at one length."""
+    model = pairs.CrossPairs(encoder(), 2, form, dropout=0.0).double().eval()
+    ids, mask = batch()
+    mask[0, 4:], mask[4, 3:] = 0, 0                      # of two pairs, one side each is shorter
+    for i in range(3):
+        (a, b), (n, m) = model.encoder(ids[[i, i + 3]], mask[[i, i + 3]])[0], mask[[i, i + 3]].sum(dim=1).tolist()
+        a, b = a[None], b[None]
+        if form == "printed":
+            asked = a + model.cross(a, b, mask[[i + 3]])
+        else:
+            asked = a[:, :n] + model.cross(a[:, :n], b[:, :m], torch.ones(1, m))
+        vectors = [asked[0, :n].mean(dim=0)]
+        if form == "both":
+            vectors.append((b[:, :m] + model.back(b[:, :m], a[:, :n], torch.ones(1, n)))[0].mean(dim=0))
+        assert torch.allclose(model(ids, mask)[i], model.head(torch.cat(vectors)), atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: pairs.JoinedPairs(encoder(), 2, dropout=1.0), lambda: pairs.JoinedPairs(encoder(), 2, hidden=8, dropout=1.0),
+    lambda: pairs.ApartPairs(encoder(), pairs.VectorHead(16, 2), dropout=1.0),
+    lambda: pairs.CrossPairs(encoder(), 2, "both", dropout=1.0),
+    lambda: pairs.ProjectedHeads(encoder(), {"sign": 2}, 8, dropout=1.0),
+], ids=["joined", "joined-deep", "apart", "cross", "projected"])
+def test_dropout_stands_before_the_head_and_in_training_only(make):
+    model = make().double()
+    ids, mask = batch()
+    more = {"JoinedPairs": (torch.zeros_like(ids),), "ProjectedHeads": ("sign",)}.get(type(model).__name__, ())
+    bias = [p for name, p in model.named_parameters() if name.endswith("bias") and p.shape == (2,)][-1]
+    assert (model.train()(ids, mask, *more) == bias).all()       # with p = 1 nothing but the bias of the last layer is left
+    assert not (model.eval()(ids, mask, *more) == bias).any()
+
+
+def test_a_deeper_head_is_two_hidden_layers_with_relu():
+    head = pairs.head_layers(3, 2, hidden=4, dropout=0.0).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    first, second, last = (layer for layer in head if isinstance(layer, nn.Linear))
+    assert [layer.weight.shape for layer in (first, second, last)] == [(4, 3), (4, 4), (2, 4)]
+    assert torch.allclose(head(x), last(second(first(x).clamp(min=0)).clamp(min=0)), atol=1e-12)
+    assert isinstance(pairs.head_layers(3, 2), nn.Linear)
+
+
+@pytest.mark.parametrize("make", [
+    lambda pooling: pairs.ApartPairs(encoder(), pairs.VectorHead(5, 2), pooling, projection=5),
+    lambda pooling: pairs.ProjectedHeads(encoder(), {"sign": 2}, 5, pooling),
+], ids=["apart", "projected"])
+def test_the_projection_is_on_the_pooled_or_on_the_mean_vector(make):
+    ids, mask = batch()
+    for pooling in ("pooler", "mean"):
+        model = make(pooling).double().eval()
+        hidden, pooled = model.encoder(ids, mask)
+        mean = torch.stack([row[:n].mean(dim=0) for row, n in zip(hidden, mask.sum(dim=1))])
+        expected = model.projection({"pooler": pooled, "mean": mean}[pooling])
+        assert expected.shape == (6, 5) and torch.allclose(model.embed(ids, mask), expected, atol=1e-12)
+    with pytest.raises(ValueError, match="pooling: 'max' is none of pooler, mean"):
+        make("max")
+
+
 def test_s3s_projection_has_two_heads_on_256_numbers():
     model = pairs.ProjectedHeads(encoder(), {"sign": 2, "score": 1}, dropout=0.0).double().eval()
     ids, mask = batch()
@@ -190,9 +249,11 @@ SCORES = torch.tensor([0.4, 2.6, 5.0])
 
 @pytest.mark.parametrize("objective, outputs, labels, wanted", [
     ("ce2", torch.tensor([[0.0, 0.0]] * 3), LABELS, 0.693147),
+    ("ce2", torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 0.0]]), LABELS, (0.126928 + 2.126928 + 0.693147) / 3),
     ("bce", torch.zeros(3, 1), LABELS, 0.693147),
     ("bce", torch.tensor([[2.0], [2.0], [-1.0]]), LABELS, (2.126928 + 0.126928 + 1.313262) / 3),
     ("classes", torch.zeros(3, 6), SCORES, 1.791759),
+    ("classes", 3 * torch.eye(6)[[0, 3, 5]], SCORES, 0.222291),      # 2.6 is class 3: cut off, it would cost 1.22
     ("mse", torch.tensor([[0.4], [1.6], [3.0]]), SCORES, (0 + 1 + 4) / 3),
     ("huber", torch.tensor([[0.4], [2.1], [3.0]]), SCORES, (0 + 0.125 + 1.5) / 3),
     ("cosine", torch.tensor([[0.08], [0.02], [1.0]]), SCORES, 0.25 / 3),
@@ -219,6 +280,8 @@ def test_a_batch_of_one_works_and_a_wrong_width_is_refused(objective, width):
         pairs.pair_loss(objective, torch.zeros(3, width + 1), torch.zeros(3))
     with pytest.raises(ValueError, match="needs outputs of shape"):
         pairs.pair_loss(objective, torch.zeros(3), torch.zeros(3))      # (B,) against (B,) would hide (B, 1)
+    with pytest.raises(ValueError, match=r"needs labels of shape \(B,\), not \(3, 1\)"):
+        pairs.pair_loss(objective, torch.zeros(3, width), torch.zeros(3, 1))     # (B,) against (B, 1) is B·B differences
 
 
 def test_predictions_are_on_the_scale_of_the_labels():
@@ -229,6 +292,8 @@ def test_predictions_are_on_the_scale_of_the_labels():
     assert pairs.pair_prediction("ce2", torch.tensor([[0.1, 0.2], [0.2, 0.1]])).tolist() == [1, 0]
     assert pairs.pair_prediction("mse", torch.tensor([[3.5]])).tolist() == [3.5]
     assert pairs.pair_prediction("cosine", torch.tensor([[0.5]])).tolist() == [2.5]
+    with pytest.raises(ValueError, match="'cosin' is none of ce2, bce"):
+        pairs.pair_prediction("cosin", torch.tensor([[0.5]]))
 
 
 # ---- what fits ---------------------------------------------------------------------------------------------------
@@ -245,6 +310,25 @@ def test_whatever_fits_can_be_trained_for_a_step(task, head):
         loss = pairs.pair_loss(objective, model(*inputs), torch.tensor([0.0, 1.0, 1.0]))
         loss.backward()
         assert loss.isfinite() and model.encoder.layers[0].up.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("head, objective, wanted", [
+    ("joined", "mse", pairs.JoinedPairs), ("joined-deep", "mse", pairs.JoinedPairs), ("vector", "mse", pairs.VectorHead),
+    ("additive", "mse", pairs.AdditiveHead), ("cosine", "cosine", pairs.CosineScore), ("cosine-fixed", "classes", pairs.CosineHead),
+    ("cosine-learned", "classes", pairs.CosineHead), ("cross-standard", "mse", "standard"), ("cross-printed", "mse", "printed"),
+    ("cross-both", "mse", "both"),
+])
+def test_a_name_stands_for_its_head(head, objective, wanted):
+    model = pairs.pair_model(encoder(), "similarity", head, objective, pooling="mean", projection=0, dropout=0.3)
+    assert model.dropout.p == 0.3
+    if isinstance(wanted, str):
+        assert type(model) is pairs.CrossPairs and model.form == wanted
+        assert model.cross.form == ("printed" if wanted == "printed" else "standard")
+    elif wanted is pairs.JoinedPairs:
+        assert type(model) is wanted and isinstance(model.head, nn.Sequential) == (head == "joined-deep")
+    else:
+        assert type(model) is pairs.ApartPairs and type(model.head) is wanted and model.pooling == "mean"
+        assert getattr(model.head, "learned", False) == (head == "cosine-learned")
 
 
 @pytest.mark.parametrize("task, head, objective, message", [
