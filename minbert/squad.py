@@ -2,9 +2,9 @@
 
     question + passage → windows → two scores a token → the best span, or "no answer" → its characters → EM and F1
 
-Sources: Rajpurkar et al. 2018, "Know What You Don't Know" (task, scores); Devlin et al. 2019, section 4.3 (start and end
-vectors, the null score, its threshold); the released code of BERT (windows, max-context). Scores follow the rules of the
-official evaluation script.
+Sources: Rajpurkar et al. 2018, "Know What You Don't Know" (task, scores); Devlin et al. 2019, section 4.2 (start and end
+vectors, the loss) and 4.3 (the null score, its threshold); the released code of BERT (windows, max-context). Scores follow
+the rules of the official evaluation script.
 """
 
 import bisect
@@ -464,12 +464,12 @@ def threshold_curve(questions, answers, by="f1"):
         by: "f1" or "exact".
 
     Returns:
-        thresholds (N + 1,), ascending, and the mean score in per cent at each. Predicted is "" iff odds > threshold; the
-        first is -inf (answer nothing).
+        thresholds, ascending, and the mean score in per cent at each: one for each different odds, and before them -inf
+        (answer nothing). Predicted is "" iff odds > threshold.
     """
     odds = np.array([a.odds for a in answers])
     values = score_questions(questions, {q.id: a.text for q, a in zip(questions, answers)})[by == "f1"]
-    empty = np.array([not answerable(q) for q in questions], dtype=float)  # what saying nothing scores
+    empty = np.array([gold_texts(q) == [""] for q in questions], dtype=float)  # what saying nothing scores
     order = np.argsort(odds, kind="stable")
     gains = np.concatenate([[0.0], np.cumsum((values - empty)[order])])
     thresholds = np.concatenate([[-np.inf], odds[order]])

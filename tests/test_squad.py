@@ -388,16 +388,19 @@ def test_missing_and_unknown_predictions_are_named():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.sampled_from(["rye", "old rye", "wheat"])),
-                min_size=1, max_size=12))
+@given(st.lists(st.tuples(st.integers(-3, 3), st.sampled_from([(), ("rye",), ("the",), ("the", "rye")]),
+                          st.sampled_from(["rye", "old rye", "wheat", ""])), min_size=1, max_size=12))
 def test_the_best_threshold_is_the_best_of_all_tried_one_by_one(rows):
-    questions = [Question(str(i), "q", "c", (("rye", 0),) if has else ()) for i, (_, has, _) in enumerate(rows)]
+    """Also where nothing is left of a gold answer after normalisation ("the"): then saying nothing is right."""
+    questions = [Question(str(i), "q", "c", tuple((gold, 0) for gold in golds)) for i, (_, golds, _) in enumerate(rows)]
     answers = [Answer(text, 0, 0.0, float(null), []) for null, _, text in rows]
     threshold, best = squad.best_threshold(questions, answers)
     tried = {t: squad.squad_scores(questions, squad.predictions(questions, answers, t))["f1"]
              for t in [-math.inf, *{a.odds for a in answers}]}
     assert best == pytest.approx(max(tried.values()))
     assert tried[threshold] == pytest.approx(best)
+    thresholds, scores = squad.threshold_curve(questions, answers)
+    assert thresholds.tolist() == sorted(tried) and scores.tolist() == pytest.approx([tried[t] for t in sorted(tried)])
 
 
 def test_null_odds_are_by_id():
