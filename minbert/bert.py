@@ -48,7 +48,8 @@ class BertConfig:
         """Read a Hugging Face `config.json`.
 
         Raises:
-            ValueError: the file is no JSON, a size is missing or no number, or it describes something other than this BERT.
+            ValueError: the file is no JSON, a value is missing or out of its range, or it describes something other than
+                this BERT.
         """
         path = Path(path)
         try:
@@ -65,9 +66,15 @@ class BertConfig:
         missing = [key for key in needed if key not in values]
         if missing:
             raise ValueError(f"{path}: no {', '.join(missing)}")
-        for key in needed:
-            if not isinstance(values[key], int) or values[key] < 1:
+        for key in [*needed, "max_position_embeddings", "type_vocab_size"]:
+            if key in values and (type(values[key]) is not int or values[key] < 1):
                 raise ValueError(f"{path}: {key} is {values[key]!r}, not a whole number from 1 up; get it again")
+        for key in ["hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"]:
+            if key in values and (type(values[key]) not in (int, float) or not 0 <= values[key] <= 1):
+                raise ValueError(f"{path}: {key} is {values[key]!r}, not a number from 0 to 1; get it again")
+        size, heads = values["hidden_size"], values["num_attention_heads"]
+        if size % heads:
+            raise ValueError(f"{path}: a hidden_size of {size} can't be divided into {heads} num_attention_heads; get it again")
         return cls(**{ours: values[theirs] for ours, theirs in CONFIG_NAMES.items() if theirs in values})
 
     def to_json(self):
@@ -145,7 +152,10 @@ class BertModel(nn.Module):
 
 
 def initialise(module):
-    """BERT's first values: normal with standard deviation .02, biases 0 (Devlin et al. 2019, released code)."""
+    """BERT's first values, as Hugging Face draws them: normal with standard deviation .02, biases 0, [PAD]'s vector 0.
+
+    Source: Devlin et al. 2019, released code, which also draws anew what falls beyond two standard deviations.
+    """
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

