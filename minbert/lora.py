@@ -130,13 +130,17 @@ def add_lora(model, tasks, r=16, alpha=16.0, dropout=0.0, scaling="alpha/r", fee
         the model. Only the updates can learn; no task is chosen yet (`use_task`).
 
     Raises:
-        ValueError: no task, a task twice, adapted already, or nothing to adapt.
+        ValueError: no task, a task twice or a name that can't be one (see `LoRALinear.add_task`), a rank below 1, an unknown
+            scaling, adapted already, or nothing to adapt. The model is then as it was.
     """
     if not tasks or isinstance(tasks, str):
         raise ValueError("LoRA: give a list with at least one task's name")
     if adapted(model):
         raise ValueError("LoRA: this model is adapted already; add_task adds one more task")
-    model.requires_grad_(False)
+    # What can't be is refused before anything is changed. A layer on "meta" has no numbers, and draws none.
+    trial = LoRALinear(nn.Linear(1, 1, device="meta"), r, alpha, dropout, scaling)
+    for task in tasks:
+        trial.add_task(task)
     names = ATTENTION + (FEED_FORWARD if feed_forward else ())
     found = [
         (parent, name) for parent in model.modules() for name, child in parent.named_children()
@@ -144,6 +148,7 @@ def add_lora(model, tasks, r=16, alpha=16.0, dropout=0.0, scaling="alpha/r", fee
     ]  # fmt: skip
     if not found:
         raise ValueError(f"LoRA: no Linear named {', '.join(names)} in this model")
+    model.requires_grad_(False)
     for parent, name in found:
         layer = LoRALinear(getattr(parent, name), r, alpha, dropout, scaling)
         setattr(parent, name, layer.train(parent.training))
@@ -164,30 +169,46 @@ def add_task(model, task):
 
 
 def use_task(model, task):
-    """Choose the task: a name, a list with a name for each row of the batch, or None for the frozen model.
+    """Choose the task: a name, a list with a name for each row of the batch, or None for the frozen model (with what is
+    merged into it). Returns the model.
 
     Raises:
         ValueError: a task that was never added; the message names the known ones.
     """
-    layers = adapted(model)
-    known = list(layers[0][1].A) if layers else []
     for name in [task] if isinstance(task, str) else set(task or ()):
-        if name not in known:
-            raise ValueError(f"LoRA: no task {name!r}; known: {', '.join(known) or 'none'}")
-    for _, layer in layers:
+        _with_task(model, name)
+    for _, layer in adapted(model):
         layer.task = task
     return model
 
 
+def _with_task(model, task):
+    """`adapted`, or ValueError if the model has no such task."""
+    layers = adapted(model)
+    known = list(layers[0][1].A) if layers else []
+    if task not in known:
+        raise ValueError(f"LoRA: no task {task!r}; known: {', '.join(known) or 'none'}")
+    return layers
+
+
 def merge(model, task):
-    """Merge a task's update into every adapted matrix, see `LoRALinear.merge`."""
-    for _, layer in adapted(model):
+    """Merge a task's update into every adapted matrix, see `LoRALinear.merge`. Returns the model.
+
+    Raises:
+        ValueError: a task that was never added.
+        RuntimeError: one is merged already.
+    """
+    for _, layer in _with_task(model, task):
         layer.merge(task)
     return model
 
 
 def unmerge(model):
-    """Undo `merge`."""
+    """Undo `merge`. Returns the model.
+
+    Raises:
+        RuntimeError: nothing is merged.
+    """
     for _, layer in adapted(model):
         layer.unmerge()
     return model
@@ -205,15 +226,20 @@ def adapter_size(layers, hidden_size, r, intermediate_size=0):
 
 
 def adapter_tensors(model, task):
-    """The tensors of one task by name: {"layers.0.attention.query.A": (r, in), …}."""
+    """The tensors of one task by name: {"layers.0.attention.query.A": (r, in), …}.
+
+    Raises:
+        ValueError: no such task.
+    """
     tensors = {}
-    for name, layer in adapted(model):
+    for name, layer in _with_task(model, task):
         tensors[f"{name}.A"], tensors[f"{name}.B"] = layer.A[task].detach(), layer.B[task].detach()
     return tensors
 
 
 def save_adapter(model, task, path):
-    """Write one task's update alone, a few hundred kilobytes, as safetensors. The file is there whole or not at all.
+    """Write one task's update alone as safetensors: 4 · `adapter_size` bytes in float32, 1.2 MB for MiniLM at rank 16. The
+    file is there whole or not at all.
 
     Raises:
         ValueError: no such task.
@@ -221,9 +247,7 @@ def save_adapter(model, task, path):
     """
     from safetensors.torch import save
 
-    layers = adapted(model)
-    if not layers or task not in layers[0][1].A:
-        raise ValueError(f"LoRA: no task {task!r} to save")
+    layers = _with_task(model, task)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_tensors(model, task).items()}
     meta = {"task": task, "r": layers[0][1].r, "scale": layers[0][1].scale}
     return write_atomically(path, save(tensors, metadata={"minbert-adapter": json.dumps(meta)}))

@@ -83,6 +83,18 @@ def test_with_both_factors_zero_nothing_ever_learns():
     assert all(p.grad.abs().sum() == 0 for _, layer in lora.adapted(model) for p in (layer.A["sst"], layer.B["sst"]))
 
 
+def test_what_is_refused_leaves_the_model_as_it_was_and_what_is_not_draws_only_for_its_updates():
+    model = BertModel(TINY)
+    for tasks, more in ((["a", "a"], {}), (["a", "b.c"], {}), (["a"], {"r": 0}), (["a"], {"scaling": "r"})):
+        with pytest.raises(ValueError):
+            lora.add_lora(model, tasks, **more)
+        assert not lora.adapted(model) and all(p.requires_grad for p in model.parameters())
+    torch.manual_seed(3)
+    drawn = nn.init.kaiming_uniform_(torch.empty(4, 16), a=5**0.5)
+    torch.manual_seed(3)
+    assert torch.equal(lora.adapted(lora.add_lora(model, ["a"], r=4))[0][1].A["a"], drawn)
+
+
 def test_only_the_updates_can_learn():
     model = made()
     assert all((".A." in name or ".B." in name) == p.requires_grad for name, p in model.named_parameters())
@@ -247,6 +259,8 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path):
     (lambda: lora.use_task(made(), "qqp"), "no task 'qqp'; known: sst, sts"),
     (lambda: lora.use_task(made(), ["sst", "qqp"]), "no task 'qqp'"),
     (lambda: lora.save_adapter(made(), "qqp", "x"), "no task 'qqp'"),
+    (lambda: lora.merge(made(), "qqp"), "no task 'qqp'; known: sst, sts"),
+    (lambda: lora.adapter_tensors(made(), "qqp"), "no task 'qqp'"),
     (lambda: output(made(), ["sst", "sts"]), "2 task names for 4 rows"),
 ])
 def test_what_can_not_be_is_refused(call, message):
