@@ -2,7 +2,7 @@
 
 BERT reads *word pieces*: whole words where they are frequent, parts of words where they are not.
 `split_word` is the rule that cuts one word; the rest wraps the `tokenizers` library, which does the
-same for millions of words a second and also cleans and splits the text before.
+same much faster and also cleans and splits the text before.
 
 Source: Wu et al. 2016, section 4.1 (the word-piece model); Devlin et al. 2019, section 3 ([CLS] and [SEP]).
 """
@@ -94,7 +94,11 @@ def _letters(tokenizer, texts):
 
 
 def with_special_tokens(tokenizer):
-    """Make `tokenizer` write [CLS] a [SEP], and [CLS] a [SEP] b [SEP] for a pair, with no padding or cutting."""
+    """Make `tokenizer` write [CLS] a [SEP], and [CLS] a [SEP] b [SEP] for a pair, with no padding or cutting. Returns it.
+
+    Raises:
+        ValueError: its vocabulary has no [CLS] or no [SEP].
+    """
     from tokenizers.processors import TemplateProcessing
 
     special = [(token, tokenizer.token_to_id(token)) for token in (CLS, SEP)]
@@ -112,8 +116,14 @@ def with_special_tokens(tokenizer):
 def load_tokenizer(directory):
     """Load the tokenizer that belongs to a model from `tokenizer.json`, or else from `vocab.txt`.
 
+    `vocab.txt` holds one piece a line and nothing about the text before: it is lower-cased, with its accents stripped, unless
+    some piece has a capital letter.
+
     Args:
         directory: the model's directory.
+
+    Returns:
+        a `tokenizers.Tokenizer` that puts [CLS] before and [SEP] after each text, and neither pads nor cuts.
 
     Raises:
         FileNotFoundError: neither file is there.
@@ -131,10 +141,12 @@ def load_tokenizer(directory):
     elif (directory / "vocab.txt").is_file():
         path = directory / "vocab.txt"
         try:
-            pieces = path.read_text(encoding="utf-8").splitlines()
+            # Not splitlines(): it also breaks a line at rarer characters, which a piece may have; all later ids would shift.
+            pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not a readable vocabulary (not UTF-8); get it again") from None
-        tokenizer = _wordpiece({piece: i for i, piece in enumerate(pieces)})
+        cased = any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
+        tokenizer = _wordpiece({piece: i for i, piece in enumerate(pieces)}, lowercase=not cased)
     else:
         raise FileNotFoundError(f"{directory}: no tokenizer.json and no vocab.txt; a model's directory needs one of them")
     return with_special_tokens(tokenizer)
@@ -158,6 +170,9 @@ def encode(tokenizer, texts, max_length=512):
 
     Returns:
         `Encoded(ids, truncated)`, where `truncated` counts the texts that were cut.
+
+    Raises:
+        ValueError: a `max_length` with no room for [CLS] and [SEP].
     """
     if max_length < 2:
         raise ValueError(f"max_length must leave room for [CLS] and [SEP], got {max_length}")
@@ -181,6 +196,9 @@ def pad(sequences, pad_id=0):
     Returns:
         `input_ids` (B, T) and `attention_mask` (B, T), both int64; T is the longest length.
         The mask is 1 where there is a piece and 0 where there is padding.
+
+    Raises:
+        ValueError: no sequence.
     """
     import torch
 

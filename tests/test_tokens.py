@@ -1,5 +1,8 @@
 """Word pieces: the greedy rule, the learned vocabulary, cutting and padding."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -57,6 +60,22 @@ def test_a_learned_vocabulary_is_always_the_same_and_knows_its_text():
     tokenizer = train_wordpiece(TEXTS, vocab_size=200, min_frequency=1)
     assert "[UNK]" not in tokenizer.encode(" ".join(TEXTS)).tokens
     assert "cafe" in tokenizer.get_vocab()  # lower-cased, accents stripped
+
+
+def test_a_learned_vocabulary_is_the_same_in_another_process():
+    code = f"from minbert.tokens import train_wordpiece as t; print(t({TEXTS!r} * 3, 80).get_vocab(with_added_tokens=True))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True,
+                          env={"PYTHONHASHSEED": "7", "PYTHONUTF8": "1", "PATH": "/usr/bin:/bin"})
+    assert eval(done.stdout) == train_wordpiece(TEXTS * 3, 80).get_vocab(with_added_tokens=True)
+
+
+def test_vocab_txt_keeps_its_numbers_and_its_capitals(tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u2028", "ott", "e"]      # U+2028 ends a line for str.splitlines
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    assert load_tokenizer(tmp_path).get_vocab() == {piece: number for number, piece in enumerate(pieces)}
+    assert load_tokenizer(tmp_path).encode("Ott é").tokens == ["[CLS]", "ott", "e", "[SEP]"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*pieces, "Ott", "é"]) + "\n", encoding="utf-8")
+    assert load_tokenizer(tmp_path).encode("Ott ott é").tokens == ["[CLS]", "Ott", "ott", "é", "[SEP]"]
 
 
 def test_long_text_is_cut_counted_and_still_ends_with_sep(bert_tokenizer):
