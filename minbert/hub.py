@@ -5,6 +5,7 @@ hang for minutes.  So we ask once, wait a few seconds, and let them look into th
 """
 
 import contextlib
+import http.client
 import sys
 import threading
 import urllib.error
@@ -33,6 +34,8 @@ def reachable():
             # Certificates are left to the hub's library: it may know others than Python does.
             if "SSL" not in repr(error):
                 return
+        except (ValueError, http.client.HTTPException):  # HF_ENDPOINT is no address, or no web server answers there
+            return
         answers.append(True)
 
     # A thread, because looking up the address has no time limit of its own.

@@ -97,7 +97,8 @@ def make_plan(method, counts, batch_size, epoch, epochs, seed=0, steps=0, stop="
         a list of tuples of task numbers.
 
     Raises:
-        ValueError: an unknown method, stop or step, or epoch; the message names the known ones.
+        ValueError: an unknown method, stop or step, or epoch; the message names the known ones. A task without examples,
+            or a batch size below 1.
     """
     for what, value, known in [("method", method, METHODS), ("stop", stop, ("shortest", "longest")),
                                ("step", step, ("per_batch", "summed"))]:
@@ -107,6 +108,10 @@ def make_plan(method, counts, batch_size, epoch, epochs, seed=0, steps=0, stop="
         raise ValueError(f"step 'summed' takes a batch of every task: it goes with round-robin, not with {method}")
     if not 1 <= epoch <= epochs:
         raise ValueError(f"epoch {epoch} is not between 1 and {epochs}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if not len(counts) or min(counts) < 1:
+        raise ValueError(f"every task needs at least one example, not {list(counts)}")
     passes = batches_of(counts, batch_size)
     tasks = range(len(counts))
     if method == "sequential":

@@ -751,13 +751,23 @@ def test_a_hub_that_answers_is_reachable_whatever_it_says(silent_hub, monkeypatc
         def log_message(self, *_):
             pass
 
+    class Babbles(Refuses):
+        def do_HEAD(self):
+            self.wfile.write(b"220 mail\r\n\r\n")
+
+    unheard = []
+    monkeypatch.setattr(threading, "excepthook", unheard.append)
     assert not hub.reachable()
     with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(silent_hub, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(hub, "PATIENCE", 5.0)
         assert hub.reachable()
+        server.RequestHandlerClass = Babbles
+        assert not hub.reachable()
         server.shutdown()
+    monkeypatch.setattr(silent_hub, "ENDPOINT", "no address")
+    assert not hub.reachable() and not unheard
     monkeypatch.setattr(silent_hub, "HF_HUB_OFFLINE", True)
     assert not hub.reachable()
 

@@ -97,6 +97,8 @@ def test_the_default_epoch_is_half_of_all_batches():
     (dict(method="annealed", step="sum"), "none of per_batch, summed"),
     (dict(method="annealed", step="summed"), "goes with round-robin, not with annealed"),
     (dict(method="annealed", counts=[3, 0]), "at least one example"),
+    (dict(method="round-robin", counts=[3, 0]), "at least one example"), (dict(method="phases", counts=[]), "at least one example"),
+    (dict(method="round-robin", batch_size=-8), "batch_size must be at least 1, not -8"),
 ])
 def test_what_can_not_be_planned_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
