@@ -15,7 +15,8 @@ from minbert.lora import LoRALinear
 
 
 def fast_attention(q, k, v, bias=None, dropout=0.0):
-    """`minbert.attention.attention` by PyTorch's fused kernel, which never writes the (T, S) scores to memory.
+    """`minbert.attention.attention` by PyTorch's fused kernel, which never writes the (T, S) scores to memory. (With dropout
+    on a CPU there is no such kernel, and PyTorch takes the plain way.)
 
     Args and shapes are those of the plain form. Returns context (B, H, T, Dh) and None: the fused kernel
     keeps no probabilities.

@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules, and which parameter learns at which rate (chapter 4).
 
 Source: Kingma and Ba 2015 (Adam, algorithm 1 and the remark under it); Loshchilov and Hutter 2019 (AdamW, algorithm 2);
-Clark et al. 2020, appendix A (layer-wise rates).
+Clark et al. 2020, the appendix on fine-tuning (layer-wise rates).
 """
 
 import difflib

@@ -68,13 +68,14 @@ def table(rows, columns):
     """Display rows as a table that reads well in the notebook and on the page.
 
     Parameters: ``rows``, a list of sequences of texts and numbers (format the numbers first: "0.52"; None is shown
-    as a dash, a gap stays a gap); ``columns``, their headings, none of them empty.
+    as a dash, a gap stays a gap); ``columns``, their headings, none of them empty. Raises ``ValueError`` for an empty
+    heading, and for a row that is longer or shorter than the headings.
     """
     from IPython.display import display
 
     if not all(str(heading).strip() for heading in columns):
         raise ValueError("every column needs a heading: a screen reader says it with each cell")
-    texts = [[str(heading) for heading in columns]]
+    texts = [[str(heading).replace("|", "\\|") for heading in columns]]
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"a row has {len(row)} cells, the table {len(columns)} columns: {row}")
@@ -96,7 +97,8 @@ def style(format="svg"):
 
     ``format="svg"`` is for fixed arithmetic and for figures from records. Use ``style("png")`` before a figure
     of something that was trained in the notebook, or of thousands of points: tests compare SVG, not PNG.
-    Call it once at the top of a notebook that draws; every figure cell ends with ``plt.show()``.
+    Call it once at the top of a notebook that draws; every figure cell ends with ``plt.show()``. Raises ``ValueError`` for
+    another format.
     """
     import matplotlib as mpl
     from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -144,7 +146,7 @@ def heat(ax, matrix, rows=None, columns=None, title="", values=None, low=None, h
     Parameters: ``matrix`` (R, C), an array or a tensor; ``rows``, ``columns`` labels of lengths R and C;
     ``values`` a format such as ``".2f"`` to write each entry into its cell, None to write nothing;
     ``low``, ``high`` the ends of the colour scale (by default the matrix's own). Returns the image, for
-    ``ax.figure.colorbar(image, ax=ax)``.
+    ``ax.figure.colorbar(image, ax=ax)``. Raises ``ValueError`` for what is no matrix.
     """
     import numpy as np
 

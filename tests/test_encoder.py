@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minbert.attention import MultiHeadAttention, attention, mask_bias, merge_heads, split_heads
+from minbert.attention import MultiHeadAttention, OneAttentionLayer, attention, mask_bias, merge_heads, split_heads
 from minbert.bert import BertConfig, BertLayer, BertModel
 from minbert.checks.engine import randomise
 from minbert.embeddings import BertEmbeddings, mean_pool
@@ -89,6 +89,9 @@ def test_the_plain_and_the_fast_model_are_equal(batch):
     for got, want in zip(fast(ids, mask, types), expected):
         assert torch.allclose(got, want, atol=1e-12, rtol=0)
     assert all(layer.attention.attend is attention for layer in use_fast(fast, on=False).layers)
+    fast.layers[1].attention.keep_probabilities = True   # for a picture: the fused kernel has none to keep
+    use_fast(fast)(ids, mask, types)
+    assert fast.layers[1].attention.probabilities.shape == (3, 4, 9, 9) and fast.layers[0].attention.probabilities is None
 
 
 def test_padding_changes_nothing(batch):
@@ -186,6 +189,19 @@ def test_a_row_of_nothing_but_padding_gives_no_nan(dtype):
     context, probabilities = attention(q, q, q, mask_bias(torch.zeros(1, 3), dtype))
     assert context.isfinite().all()
     assert torch.allclose(probabilities.float(), torch.full((1, 1, 3, 3), 1 / 3), atol=1e-2)
+
+
+def test_one_attention_layer_is_its_parts_row_by_row(batch):
+    ids, mask, types = batch
+    model = randomise(OneAttentionLayer(TINY.vocab_size, 12, 3, dropout=0.0))
+    hidden, pooled = model(ids, mask, types)
+    for row, length in enumerate([9, 5, 1]):             # each row alone, without its padding
+        x = model.embeddings(ids[row : row + 1, :length], types[row : row + 1, :length])
+        expected = (x + model.attention(x))[0]
+        assert torch.allclose(hidden[row, :length], expected, atol=1e-12, rtol=0)
+        assert torch.allclose(pooled[row], expected.mean(dim=0), atol=1e-12, rtol=0)
+    dropping = OneAttentionLayer(TINY.vocab_size, 12, 3, dropout=0.3)
+    assert dropping.embeddings.dropout.p == dropping.attention.dropout == 0.3
 
 
 def test_heads_are_cut_and_joined_without_mixing_tokens():
