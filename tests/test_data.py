@@ -199,7 +199,7 @@ def test_built_in():
     assert set(train.labels) == set(dev.labels) == {0, 1, 2, 3, 4}
     assert not set(train.texts) & set(dev.texts)
     assert train.source == "builtin" and not train.notes
-    with pytest.raises(DataError, match="^ids-cfimdb-train.csv: the built-in data has no such file: .*by --data$"):
+    with pytest.raises(DataError, match="^ids-cfimdb-train.csv: the built-in data has no such file: name a directory that holds it by --data$"):
         load_task("cfimdb", "train", "builtin")
 
 

@@ -496,6 +496,9 @@ FAULTS = {
     "disk full in saving the best": fault(
         full_disk("best-"), TRAIN, "new/best-001.safetensors: could not be written", "the disk is full", "Make room",
         "--resume", new=("new/*",)),
+    "disk full in keeping an adapter": fault(
+        full_disk("adapter-"), [*TRAIN, "--adapt", "lora"], "new/adapter-sst.safetensors: could not be written (the disk is full)",
+        "Make room", "--resume", new=("new/*",)),
     "disk full in saving once more": fault(
         full_disk("last"), RESUME, "halted/last.safetensors: could not be written", "the disk is full", "Make room",
         "--resume"),

@@ -720,6 +720,22 @@ def test_it_says_which_weights_data_and_device(data, capsys):
     run(settings(data, epochs=1, steps_per_epoch=1))
     out = capsys.readouterr().out
     assert "random" in out and os.path.basename(data) in out and "64 / 20 sentences" in out and "cpu, fp32" in out
+    assert "meant for a GPU" not in out
+    run(settings(data, epochs=1, steps_per_epoch=1, size="full"))
+    assert "note     size full is meant for a GPU; on a CPU it takes days" in capsys.readouterr().out
+
+
+def test_a_bar_shows_the_steps_and_words_say_that_the_dev_set_is_being_scored(data, monkeypatch):
+    real, shown = loop.tqdm, []
+
+    def bar(items, desc, **choices):
+        shown.append((desc, choices.get("disable", False)))
+        return real(items, desc=desc, **{**choices, "disable": True})
+
+    monkeypatch.setattr(loop, "tqdm", bar)
+    loop.train(settings(data, epochs=1), device="cpu")
+    run(settings(data, epochs=1))                    # without progress
+    assert shown == [(desc, quiet) for quiet in (False, True) for desc in ("epoch 1/1", "scoring on dev ...")]
 
 
 def test_every_line_of_a_smoke_run_says_plumbing_only(capsys):

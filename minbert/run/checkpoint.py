@@ -9,6 +9,7 @@ moved there.  Whoever looks at any moment sees the old checkpoint or the new one
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 from pathlib import Path
@@ -33,8 +34,18 @@ def write_whole(path, content: bytes, remedy: str = MAKE_ROOM) -> Path:
 
     Raises CheckpointError, which ends with `remedy`, when the disk is full or the place can't be written.
     """
-    try:
+    with writing(path, remedy):
         return write_atomically(path, content)
+
+
+@contextlib.contextmanager
+def writing(path, remedy: str = MAKE_ROOM):
+    """Within this a file is written by `write_atomically`; its OSError becomes one line that ends with `remedy`.
+
+    Raises CheckpointError.
+    """
+    try:
+        yield
     except OSError as error:
         why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
         raise CheckpointError(

@@ -433,9 +433,9 @@ def find_file(source, pattern, split):
     others = [name for name in present if family.match(name)]
     if others:
         raise DataError(path, "no such file", f"of this task there is {', '.join(others)}")
-    hint = did_you_mean(path.name, present)
     if source.name == "builtin":
-        raise DataError(path.name, "the built-in data has no such file", f"{hint}name a directory that holds it by --data")
+        raise DataError(path.name, "the built-in data has no such file", "name a directory that holds it by --data")
+    hint = did_you_mean(path.name, present)
     raise DataError(path, "no such file", f"{hint}put it there, name another directory, or use --data builtin")
 
 

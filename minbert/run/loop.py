@@ -135,7 +135,7 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
         if first:
             write_start(out, identity, task)
     if task.first_score and not done.step:
-        done.untrained = parallel.from_first(lambda: scores_to_keep(task.evaluate(arithmetic)))
+        done.untrained = parallel.from_first(lambda: scores_to_keep(config, task, arithmetic, progress))
         if progress:
             say(config, f"untrained  |  {dev_line(done.untrained)}")
 
@@ -173,7 +173,7 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
                 raise TrainingStopped(f"stopped {error}; {kept}. Try a lower --lr, a longer --warmup or --precision fp32"
                                       ) from None
             check_weights(model, done)               # or it would guess one class throughout, and that would be a score
-            dev = parallel.from_first(lambda: scores_to_keep(task.evaluate(arithmetic)))
+            dev = parallel.from_first(lambda: scores_to_keep(config, task, arithmetic, progress))
             bad = broken_score(dev)                  # no record could be written with it, however many epochs later
             if bad:
                 raise TrainingStopped(f"stopped after epoch {done.epoch + 1}: the dev {bad}; what was saved before stays. "
@@ -208,8 +208,10 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
     return Result(record, out, best_file, task, done.losses)
 
 
-def scores_to_keep(scores: dict) -> dict:
-    """Scores for the record, without the prediction of each example."""
+def scores_to_keep(config, task, arithmetic, progress) -> dict:
+    """The dev scores for the record, without the prediction of each example.  A large dev set takes minutes: words say so."""
+    with progress_bar(None, f"{label(config)}scoring on dev ...", progress, total=1, bar_format="{desc}"):
+        scores = task.evaluate(arithmetic)
     return {key: value for key, value in scores.items() if key != "predictions"}
 
 
@@ -533,7 +535,8 @@ def announce(config: Config, task, arithmetic) -> None:
                 f"{sizes_of(config, task)}\n"
                 f"device   {arithmetic.device.type}, {arithmetic.precision}\n"
                 f"trains   {trained:,} of {stored:,} parameters")
-    for note in task.notes:
+    slow = ["size full is meant for a GPU; on a CPU it takes days (Ctrl-C stops, --size small is for a laptop)"]
+    for note in [*task.notes, *(slow if config.size == "full" and arithmetic.device.type == "cpu" else [])]:
         say(config, f"note     {note}")
 
 

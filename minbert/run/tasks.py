@@ -26,7 +26,7 @@ from minbert.metrics import accuracy, confusion_matrix, macro_f1, majority_share
 from minbert.mlm import MaskedLanguageModel, mask_tokens
 from minbert.multitask import freeze_head
 from minbert.pretrained import save_pretrained
-from minbert.run import build, parallel
+from minbert.run import build, checkpoint, parallel
 from minbert.run.batching import batches, collate, filled_batches, restore, tokenise
 from minbert.run.data import DataError, load_task, load_texts
 from minbert.run.recipes import PAIRS, Config, source_name, tasks_of
@@ -124,7 +124,9 @@ class BaseTask:
         """What is kept beyond the checkpoint: the adapters, if there are any, each in a file of its own."""
         layers = adapted(self.model)
         for name in list(layers[0][1].A) if layers else []:
-            save_adapter(self.model.encoder, name, Path(directory) / f"adapter-{name}.safetensors")
+            path = Path(directory) / f"adapter-{name}.safetensors"
+            with checkpoint.writing(path):
+                save_adapter(self.model.encoder, name, path)
 
 
 def micro_batches(batch: dict, rows: int) -> list[dict]:
