@@ -299,6 +299,10 @@ def test_fast_lora_can_be_merged_saved_switched_off_and_refuses_what_the_plain_f
     off = use_fast_lora(model, on=False)
     assert not any(isinstance(module, LoRAAttention) for module in off.modules()) and close(off(ids, mask), want)
     assert use_fast_lora(classifier()).encoder.layers[0].attention.__class__.__name__ == "MultiHeadAttention"
+    for training in (False, True):                           # in either form dropout is on in training only
+        model = use_fast_lora(adapted_classifier().train(training))
+        assert all(module.training == training for module in model.modules())
+        assert all(module.training != training for module in use_fast_lora(model.train(not training), on=False).modules())
 
 
 def test_fast_lora_trains_as_the_plain_form_does():

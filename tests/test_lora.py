@@ -95,6 +95,12 @@ def test_what_is_refused_leaves_the_model_as_it_was_and_what_is_not_draws_only_f
     assert torch.equal(lora.adapted(lora.add_lora(model, ["a"], r=4))[0][1].A["a"], drawn)
 
 
+def test_the_updates_are_in_training_or_not_as_the_model_was():
+    for training in (False, True):
+        model = lora.add_lora(BertModel(TINY).train(training), ["a"], dropout=0.5)
+        assert all(module.training == training for module in model.modules())
+
+
 def test_only_the_updates_can_learn():
     model = made()
     assert all((".A." in name or ".B." in name) == p.requires_grad for name, p in model.named_parameters())

@@ -282,6 +282,8 @@ def test_the_model_of_many_tasks_owns_its_encoder_once():
     assert sum(t.numel() for t in model.state_dict().values()) == own + 2 * 8 + 2 + 3 * 8 + 3
     freeze_head(model, "a")
     assert not model.heads["a"].head.weight.requires_grad and model.heads["b"].head.weight.requires_grad
+    model.train()                                            # what is frozen has no dropout, the rest has
+    assert not model.heads["a"].dropout.training and model.heads["b"].dropout.training and encoder.training
     with pytest.raises(ValueError, match=r"several heads \(a, b\)"):
         freeze_head(model, "c")
     with pytest.raises(ValueError, match="encoder of its own"):

@@ -52,6 +52,15 @@ def test_steps_name_the_batch_of_each_task_and_count_on_from_the_epoch_before(ca
     assert "2 more" in lines[4]
 
 
+def test_an_epoch_that_a_run_stops_early_is_as_short_in_the_plan(capsys):
+    """Of three batches of a and one of b, a run with --steps-per-epoch 3 takes a and b, and then a again."""
+    code, out, _ = said(capsys, "a", "b", "--counts", "17,8", "--sampling", "round-robin", "--stop", "longest", "--epochs", "3",
+                        "--epoch", "2", "--steps-per-epoch", "3", "--json", "--steps", "9")
+    found = json.loads(out)
+    assert code == 0 and found["plan"] == [[0], [1], [0]] and found["steps"] == 3
+    assert [(task["start"], task["drawn"]) for task in found["tasks"]] == [(2, 2), (1, 1)]
+
+
 def test_a_summed_step_names_every_task(capsys):
     _, out, _ = said(capsys, "--counts", "17,8", "--sampling", "round-robin", "--step-form", "summed", "--steps", "1")
     assert "     1  task 1 (pass 1, batch 1 of 3) + task 2 (pass 1, batch 1 of 1)" in out

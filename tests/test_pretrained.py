@@ -130,6 +130,7 @@ def test_missing_files_and_pickles_are_named(saved):
     [
         ({"model_type": "roberta"}, "model_type is 'roberta'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"num_hidden_layers": None}, "no num_hidden_layers"),
         ({"max_position_embeddings": "20"}, "max_position_embeddings is '20', not a whole number from 1 up"),
         ({"num_attention_heads": True}, "num_attention_heads is True, not a whole number"),

@@ -45,15 +45,15 @@ def plan_summary(names, counts, method, batch_size, epoch, epochs, seed=0, steps
     """A plan and what it comes to, as plain data; the arguments are those of `make_plan`.
 
     "plan" holds every step: a list of task numbers. "start" says how many batches of each task earlier epochs have taken:
-    with it and the number of a step, a run goes on where it was stopped.
+    with it and the number of a step, a run goes on where it was stopped. As in a run, no epoch is longer than `steps`.
     """
     from minbert import multitask
 
     choice = dict(method=method, counts=counts, batch_size=batch_size, epochs=epochs, seed=seed, steps=steps, stop=stop, step=step)
-    plan = multitask.make_plan(epoch=epoch, **choice)
+    plan = multitask.make_plan(epoch=epoch, **choice)[: steps or None]
     start = [0] * len(counts)
     for earlier in range(1, epoch):
-        start = multitask.positions(multitask.make_plan(epoch=earlier, **choice), len(counts), start)
+        start = multitask.positions(multitask.make_plan(epoch=earlier, **choice)[: steps or None], len(counts), start)
     drawn = multitask.positions(plan, len(counts))
     alpha = multitask.exponent_of(method, epoch, epochs)
     p = [None] * len(counts) if alpha is None else multitask.task_probabilities(counts, alpha).tolist()
@@ -171,6 +171,6 @@ def add_plan(command) -> None:
     sub.add_argument("--epoch", type=whole, default=1, metavar="N", help="which of them, from 1 (default: 1)")
     sub.add_argument("--seed", type=whole, default=0, metavar="N", help="of the drawing (default: 0)")
     sub.add_argument("--steps-per-epoch", type=whole, default=0, metavar="N",
-                     help="length of a drawn epoch; 0: half of all batches (default: 0)")
+                     help="stop an epoch after so many steps; 0: its own length, if drawn half of all batches (default: 0)")
     sub.add_argument("--steps", type=whole, default=0, metavar="N", help="also list the first N steps (default: 0)")
     sub.add_argument("--json", action="store_true", help="as JSON, for scripts")
