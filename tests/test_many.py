@@ -13,7 +13,7 @@ from minbert import lora, metrics
 from minbert.bert import BertConfig, BertModel
 from minbert.classify import SentenceClassifier, freeze
 from minbert.multitask import MultiTaskModel, freeze_head
-from minbert.run import checkpoint, cli, device, loop, recipes, report, tasks
+from minbert.run import checkpoint, cli, device, loop, pair_task, recipes, report, tasks
 
 CPU = device.choose("cpu", "fp32")
 SMALL = dict(recipes.SMOKE, hidden_size=16, intermediate_size=32, steps_per_epoch=6, vocab_size=300)
@@ -96,6 +96,16 @@ def test_a_constant_prediction_counts_as_no_correlation_and_is_said():
         task.model.head.bias.copy_(torch.tensor([0., 0, 9, 0, 0, 0]))
     scores = task.evaluate(CPU)
     assert set(scores["predictions"]) == {2} and scores["pearson"] == 0 and scores["constant"] is True
+
+
+def test_a_constant_prediction_is_never_the_best_where_there_is_an_r(monkeypatch):
+    scores = [{"pearson": 0.0, "constant": True}, {"pearson": -0.2}, {"pearson": -0.1}, {"pearson": 0.0, "constant": True}]
+    given = iter([{"pearson": 0.3}, *scores])        # the first is that of the untrained model
+    monkeypatch.setattr(pair_task.SentencePairTask, "evaluate", lambda *_: next(given))
+    record = run(settings(task="sts", epochs=4, steps_per_epoch=1)).record
+    assert record["best"]["epoch"] == 3 and [epoch["dev"] for epoch in record["epochs"]] == scores
+    given = iter([{"pearson": 0.3}, scores[0], scores[3]])
+    assert run(settings(task="sts", epochs=2, steps_per_epoch=1)).record["best"]["epoch"] == 1
 
 
 def test_a_batch_of_one_pair_trains():

@@ -81,8 +81,15 @@ class Progress:
     cosines: list = field(default_factory=list)      # [step, the cosines between the tasks' gradients] of some steps
     skipped: int = 0                                 # steps just left out, one after the other (float16)
 
-    def best_score(self, score: str) -> float:
-        return self.history[self.best - 1]["dev"][score] if self.best else -math.inf
+    def is_best(self, dev: dict, score: str) -> bool:
+        """Are these the best dev scores yet?  The first of two equals stays.
+
+        An r of 0 that stands for a constant prediction, which has none, is below every r, the negative ones too.
+        """
+        if not self.best:
+            return True
+        one, other = ((not scores.get("constant"), scores[score]) for scores in (dev, self.history[self.best - 1]["dev"]))
+        return one > other
 
 
 def train(config: Config, out=None, resume=False, again=False, progress=True, device="auto", timing="shared",
@@ -181,7 +188,7 @@ def train(config: Config, out=None, resume=False, again=False, progress=True, de
             done.epoch += 1
             done.sums = nothing_yet()
             done.history.append({"epoch": done.epoch, "train": totals, "dev": dev})
-            if dev[task.score] > done.best_score(task.score):        # the first of two equals stays
+            if done.is_best(dev, task.score):
                 done.best = done.epoch
                 # A copy: the model's own tensors change with the next step.
                 best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
