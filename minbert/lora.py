@@ -274,8 +274,9 @@ def load_adapter(model, path, task=None):
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {})["minbert-adapter"])
+            meta = {key: meta[key] for key in ("task", "r", "scale")}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except KeyError:
+    except (KeyError, TypeError):
         raise ValueError(f"{path}: holds no adapter (save_adapter writes one)") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: can't be read ({' '.join(str(error).split())}); write or fetch it again") from None

@@ -56,10 +56,13 @@ def train_wordpiece(texts, vocab_size=2000, min_frequency=2, lowercase=True):
     Returns:
         a `tokenizers.Tokenizer` that puts [CLS] before and [SEP] after each text. The same texts give the same
         pieces with the same ids, in every process.
+
+    Raises:
+        ValueError: one string instead of several: its letters would be the texts.
     """
     from tokenizers import trainers
 
-    texts = list(texts)
+    texts = _several(texts)
     tokenizer = _wordpiece({}, lowercase)
     # The library numbers the letters inside words in an order that changes from process to process, and breaks ties
     # between equally frequent pairs by these numbers. Pieces that it is told of before are numbered as they come.
@@ -70,6 +73,12 @@ def train_wordpiece(texts, vocab_size=2000, min_frequency=2, lowercase=True):
     tokenizer.train_from_iterator(texts, trainer)
     # A second tokenizer with the same vocabulary, in which the letters are ordinary pieces again.
     return with_special_tokens(_wordpiece(tokenizer.get_vocab(), lowercase))
+
+
+def _several(texts):
+    if isinstance(texts, str):
+        raise ValueError("texts must be a list of strings, not one string: put it into [ ]")
+    return list(texts)
 
 
 def _wordpiece(vocabulary, lowercase=True):
@@ -172,12 +181,13 @@ def encode(tokenizer, texts, max_length=512):
         `Encoded(ids, truncated)`, where `truncated` counts the texts that were cut.
 
     Raises:
-        ValueError: a `max_length` with no room for [CLS] and [SEP].
+        ValueError: a `max_length` with no room for [CLS] and [SEP]; or one string instead of a list, whose letters would be
+            the texts.
     """
     if max_length < 2:
         raise ValueError(f"max_length must leave room for [CLS] and [SEP], got {max_length}")
     ids, truncated = [], 0
-    for encoding in tokenizer.encode_batch(list(texts)):
+    for encoding in tokenizer.encode_batch(_several(texts)):
         row = encoding.ids
         if len(row) > max_length:
             row = row[: max_length - 1] + row[-1:]

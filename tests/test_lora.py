@@ -245,9 +245,10 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
     from safetensors.torch import save_file
 
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="holds no adapter"):
-        lora.load_adapter(made(["x"]), path)
+    for meta in (None, {"minbert-adapter": "{}"}, {"minbert-adapter": "[4]"}):
+        save_file({"a": torch.zeros(1)}, path, metadata=meta)
+        with pytest.raises(ValueError, match="holds no adapter"):
+            lora.load_adapter(made(["x"]), path)
     with pytest.raises(ValueError, match="can't be read"):
         lora.load_adapter(made(["x"]), tmp_path / "none.safetensors")
 

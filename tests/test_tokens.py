@@ -87,6 +87,13 @@ def test_long_text_is_cut_counted_and_still_ends_with_sep(bert_tokenizer):
         encode(bert_tokenizer, ["a"], max_length=1)
 
 
+def test_one_string_is_not_taken_for_a_list_of_letters(bert_tokenizer):
+    for call in (lambda: encode(bert_tokenizer, "film"), lambda: train_wordpiece("film")):
+        with pytest.raises(ValueError, match="a list of strings, not one string"):
+            call()
+    assert encode(bert_tokenizer, (text for text in ["film"])).ids == encode(bert_tokenizer, ["film"]).ids
+
+
 def test_pad_makes_a_rectangle_and_its_mask():
     ids, mask = pad([[101, 7, 102], [101, 102]], pad_id=9)
     assert torch.equal(ids, torch.tensor([[101, 7, 102], [101, 102, 9]]))
