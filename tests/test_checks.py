@@ -6,15 +6,19 @@
     UNLISTED {id: a wrong version that no diagnosis knows}
 """
 
+import ast
 import importlib
+import json
 import pathlib
 import re
 
 import pytest
+import torch
 
 from minbert import checks
 from minbert.checks import engine
 
+ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path.stem for path in (pathlib.Path(__file__).parent / "wrong").glob("ch*.py"))
 MODULES = {name: importlib.import_module(f"tests.wrong.{name}") for name in FILES}
 EXERCISES = [exercise for exercise in engine.exercises()]
@@ -44,6 +48,19 @@ def test_there_are_at_least_three_exercises_a_chapter_and_the_kinds_are_mixed():
         kinds = [exercise["kind"] for exercise in EXERCISES if exercise["chapter"] == chapter]
         assert len(kinds) >= 3
         assert "vary" in kinds and "debug" in kinds, f"chapter {chapter} has {kinds}"
+
+
+@pytest.mark.parametrize("chapter", sorted({exercise["chapter"] for exercise in EXERCISES}))
+def test_every_check_points_at_a_section_that_its_chapter_has(chapter):
+    cells = json.loads((ROOT / f"book/ch{chapter:02d}.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    source = (ROOT / f"minbert/checks/ch{chapter:02d}.py").read_text(encoding="utf-8")
+    named = [keyword.value.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
+             for keyword in node.keywords if keyword.arg == "see"]  # fmt: skip
+    assert len(named) == sum(exercise["chapter"] == chapter for exercise in EXERCISES)
+    missing = [see for see in named if see not in [f'Chapter {chapter}, "{heading}"' for heading in headings]]
+    assert not missing
 
 
 @pytest.mark.parametrize("exercise", BUILDABLE, ids=lambda e: e["id"])
@@ -92,6 +109,14 @@ def test_a_right_version_written_differently_passes(exercise, name, version, cap
 def test_a_wrong_version_outside_the_list_fails_without_a_false_name(exercise, version):
     said = message(exercise, version)
     assert said is not None and "Likely mistake" not in said, said
+
+
+@pytest.mark.parametrize("exercise", BUILDABLE, ids=lambda e: e["id"])
+def test_a_result_of_an_odd_kind_ends_in_a_message(exercise):
+    """And never in an error of the check's own, whose traceback would tell the reader nothing."""
+    odd = [[], "text", 3, float("nan"), (1, 2), (1, 2, 3), (None, None, False), [[1], 2], (1, 0, 3), {}, torch.zeros(1), object()]
+    for value in odd:
+        assert message(exercise["id"], lambda *args, value=value, **kwargs: value) is not None, repr(value)
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e["id"])

@@ -60,6 +60,10 @@ def split_word(answer):
     letters = ["a"] + ["##a"] * 99
     expect("a" * 100, letters, {"A word of exactly `longest` characters is still cut; only longer ones are unknown.": ["[UNK]"]})
     expect("a" * 101, ["[UNK]"], {"The argument `longest` is not used.": letters + ["##a"]})
+    expect("unwatchable", ["<unk>"], {
+        "A limit of 100 is written into the code; the argument `longest` says what it is.": ["un", "##watch", "##able"],
+        'A word that is too long becomes "[UNK]". It becomes what the argument `unknown` says.': ["[UNK]"],
+    }, longest=5, unknown="<unk>")
 
     # The tokenizers library, with a vocabulary learned from the built-in sentences, on words it has not seen.
     from tokenizers.models import WordPiece
@@ -221,8 +225,8 @@ def max_pool(answer):
     by_hand = torch.tensor([[[-1.0, 2.0, 7.0], [-3.0, -4.0, 1.0], [1.0, 5.0, 3.0]]]), torch.tensor([[1, 1, 0]])
     check.equal(check.run(answer, *by_hand), torch.tensor([[-1.0, 2.0, 7.0]]), "the result of a case worked by hand",
                 wrong_maxima(*by_hand))  # fmt: skip
-    got = check.run(answer, by_hand[0] - 50, by_hand[1])
-    check.equal(got, torch.tensor([[-51.0, -48.0, -43.0]]), "the result when every value is far below 0", {
+    got = check.run(answer, by_hand[0] - 1e6, by_hand[1])
+    check.equal(got, torch.tensor([[-1000001.0, -999998.0, -999993.0]]), "the result when every value is near minus a million", {
         "The number that stands in for padding is not low enough: every value is below it here, and it wins.":
             lambda: torch.full_like(got, got.flatten()[0].item()),
     })

@@ -29,7 +29,7 @@ MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])  # (2, 5): the first sen
 def bert_layer(answer):
     """Exercise: `BertLayer.forward(x, bias)`. `answer` is the class."""
     check = Check("bert_layer", see='Chapter 3, "The layer"')
-    layer = check.run(answer, TINY)
+    layer = check.module(answer, TINY)
     _check_layer(check, layer, layer, norm_first=False)
 
 
@@ -295,7 +295,7 @@ def _torch_layer(layer, norm_first=False):
 def bert_model(answer):
     """Exercise: `BertModel.forward(input_ids, attention_mask, token_type_ids)`. `answer` is the class."""
     check = Check("bert_model", see='Chapter 3, "The model"')
-    model = check.run(answer, TINY)
+    model = check.module(answer, TINY)
     randomise(model, seed=3, std=0.4)
     model.eval()
     ids = torch.tensor([[2, 8, 3, 0, 0], [2, 5, 7, 9, 3]])  # (2, 5), 0 is padding

@@ -32,6 +32,7 @@ SHAPES = ((3, 4), (4,), (2, 3, 2))
 STEPS, LATE = 8, 3  # the last tensor's first gradient comes in step LATE, counted from 0
 GROUPS = [dict(lr=0.1, weight_decay=0.3), dict(lr=0.03, weight_decay=0.1)]  # tensor 0; tensors 1 and 2
 BETAS, EPS = (0.8, 0.95), 1e-7
+DIGITS = 1e-7  # a root or a rate may well have been computed in float32, as `torch.sqrt(torch.tensor(0.05))` is
 
 
 def _trial():
@@ -75,7 +76,7 @@ def _oracle(form="torch", correct_bias=True, decoupled=True):
             optimizer.step()
             with torch.no_grad():
                 if not correct_bias:  # the step without the decay, made longer
-                    shrunk = before * (1 - lr * decay)
+                    shrunk = before * (1 - lr * decay) if form == "torch" and decoupled else before
                     p.copy_(shrunk + (p - shrunk) * (1 - BETAS[0] ** t) / part)
                 if form == "course" and decoupled:
                     p.mul_(1 - lr * decay)
@@ -187,25 +188,35 @@ def adamw(answer):
     one.grad = torch.full((1,), 2.0, dtype=torch.float64)
     check.run(lambda: (optimizer.step(), True))
     check.equal(one, torch.tensor([0.85], dtype=torch.float64), "θ = 1 after its first step, with g = 2, lr = 0.1, λ = 0.5,",
-                named and {named: lambda: one.detach().clone()})
+                named and {named: lambda: one.detach().clone()}, DIGITS)
 
     check.equal(got, want, "Three tensors in two groups, one of which gets its first gradient late,",
-                named and {named: lambda: got})
+                named and {named: lambda: got}, DIGITS)
     check.equal(train(form="course"), _oracle("course"), "The same in the course's form", {
         "`form` is not looked at: this is PyTorch's form.": lambda: _simulate(),
         "In the course's form ε stands beside the uncorrected root.": lambda: _simulate(order="last"),
         "In the course's form the weight is shrunk last, the step included.": lambda: _simulate("course", order="first"),
-    })
+    }, DIGITS)
     check.equal(train(correct_bias=False), _oracle(correct_bias=False), "The same with correct_bias=False", {
         "`correct_bias` is not looked at: the moments are corrected.": lambda: _simulate(),
         "m is still corrected. Without correction, both moments are used as they are.": lambda: _simulate(correct="m"),
         "v is still corrected. Without correction, both moments are used as they are.": lambda: _simulate(correct="v"),
-    })
+    }, DIGITS)
     check.equal(train(decoupled=False), _oracle(decoupled=False), "The same with decoupled=False (L2)", {
         "`decoupled` is not looked at: the weights are shrunk.": lambda: _simulate(),
         "λθ is in the gradient, and the weights are shrunk as well. It is one or the other.": lambda: _simulate(decay="both"),
         "With decoupled=False there is no decay at all. λθ belongs into the gradient.": lambda: _simulate(decay="none"),
-    })
+    }, DIGITS)
+    # Two options at once: what is looked at in one form only shows here.
+    check.equal(train(form="course", correct_bias=False), _oracle("course", correct_bias=False),
+                "The same in the course's form with correct_bias=False", {
+                    "In the course's form `correct_bias` is not looked at: without correction, α is lr.": lambda: _simulate("course"),
+                }, DIGITS)  # fmt: skip
+    check.equal(train(form="course", decoupled=False), _oracle("course", decoupled=False),
+                "The same in the course's form with decoupled=False", {
+                    "In the course's form the weight is shrunk although λθ is in the gradient. It is one or the other, in both forms.":
+                        lambda: _simulate("course", decay="both"),
+                }, DIGITS)  # fmt: skip
     check.passed()
 
 
@@ -217,8 +228,9 @@ def linear_schedule(answer):
     check = Check("linear_schedule", see='Chapter 4, "The schedule"')
 
     def curve(warmup, total, steps):
-        known = {ZeroDivisionError: "With no warm-up, or a warm-up to the very end, something is divided by 0."}
-        return [float(check.run(answer, step, warmup, total, mistakes=known)) for step in steps]
+        known = {ZeroDivisionError: "With a warm-up of 0 steps, something is divided by 0." if warmup == 0 else
+                 "With a warm-up to the very end, there are no steps left for the fall, and something is divided by 0."}
+        return [check.plain(check.run(answer, step, warmup, total, mistakes=known), f"The factor in step {step}") for step in steps]
 
     def mistakes(warmup, total, steps):
         """Each mistake on the same steps; t is a step."""
@@ -265,6 +277,9 @@ def linear_schedule(answer):
     want = numpy.interp(list(steps), [0, 50], [1.0, 0.0]).tolist()
     check.equal(curve(0, 50, steps), want, "The factor with no warm-up",
                 {"With a warm-up of 0 steps, step 0 must have the full rate.": lambda: [0.0, *want[1:]]})
+    check.equal(curve(3, 3, range(5)), [0.0, 1 / 3, 2 / 3, 0.0, 0.0], "The factor in steps 0 to 4, with a warm-up of 3 of 3 steps,", {
+        "With a warm-up to the very end, the rate stays up after it. From step T on it is 0.": lambda: [0.0, 1 / 3, 2 / 3, 1.0, 1.0],
+    })
     check.passed()
 
 

@@ -279,6 +279,7 @@ def refuses(check, answer, count, mistake):
 
 def smoothed_loss(answer):
     """Exercise: `answer(logits, labels, smoothing=0.1)` returns the mean cross-entropy against smoothed labels."""
+    tolerance = 1e-6  # the target may well be a float32 tensor, as `one_hot(labels).float()` is
     check = Check("smoothed_loss", see='Chapter 5, "From scores to a loss"')
     logits, labels = random(3, 5, std=1.5), torch.tensor([4, 0, 2])  # B is not K
     got = check.run(answer, logits, labels, 0.1)
@@ -294,14 +295,15 @@ def smoothed_loss(answer):
     # third has two equal scores: log 2, whatever the target.
     tiny = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0], [1.0, 1.0]], dtype=torch.float64), torch.tensor([1, 0, 0])
     want = torch.tensor((2 * (math.log(4) - 0.9 * math.log(3)) + math.log(2)) / 3, dtype=torch.float64)
-    check.equal(check.run(answer, *tiny, 0.2), want, "the loss of a case worked by hand", wrong_losses(*tiny, 0.2))
+    check.equal(check.run(answer, *tiny, 0.2), want, "the loss of a case worked by hand", wrong_losses(*tiny, 0.2), tolerance)
 
     # PyTorch's own.
     for smoothing in (0.1, 0.3, 0.0):
         want = cross_entropy(logits, labels, label_smoothing=smoothing)
         check.equal(check.run(answer, logits, labels, smoothing), want, f"the loss with smoothing={smoothing}",
-                    wrong_losses(logits, labels, smoothing))  # fmt: skip
-    check.equal(check.run(answer, logits, labels), cross_entropy(logits, labels, label_smoothing=0.1), "the loss without the third argument")
+                    wrong_losses(logits, labels, smoothing), tolerance)  # fmt: skip
+    check.equal(check.run(answer, logits, labels), cross_entropy(logits, labels, label_smoothing=0.1), "the loss without the third argument",
+                tolerance=tolerance)  # fmt: skip
 
     # Large scores. All of them far below 0: every exp is 0. One far above the others: the others' probabilities are 0.
     for large, mistake in (([-800.0, -802.0], "Every exp is 0, and its logarithm is minus infinity. `torch.logsumexp` takes the largest score out first."),
@@ -309,12 +311,13 @@ def smoothed_loss(answer):
         large = torch.tensor([large], dtype=torch.float64)
         got = check.run(answer, large, torch.tensor([0]), 0.1)
         check.true(bool(torch.isfinite(got)), f"the loss of the scores {large[0].tolist()} is not finite.", mistake, "a finite number", got)
-        check.equal(got, cross_entropy(large, torch.tensor([0]), label_smoothing=0.1), f"the loss of the scores {large[0].tolist()}")
+        check.equal(got, cross_entropy(large, torch.tensor([0]), label_smoothing=0.1), f"the loss of the scores {large[0].tolist()}",
+                    tolerance=tolerance)  # fmt: skip
     moving = logits.clone().requires_grad_()
     loss = check.run(answer, moving, labels, 0.1)
     check.true(loss.requires_grad, "no gradient flows back to the scores.", "The scores are detached somewhere.")
     want = torch.autograd.grad(cross_entropy(moving, labels, label_smoothing=0.1), moving)[0]
-    check.equal(torch.autograd.grad(loss, moving)[0], want, "the gradient by the scores")
+    check.equal(torch.autograd.grad(loss, moving)[0], want, "the gradient by the scores", tolerance=tolerance)
     check.passed("Equal to PyTorch's cross_entropy with label_smoothing, gradient included.")
 
 
@@ -552,12 +555,13 @@ def macro_fbeta(answer):
         got.append(float(value))
     # A mistake is told by all four cases together: in a single one, two mistakes can give the same number.
     wrong = [wrong_scores_of(*case) for case in cases]
-    known = (text for text in wrong[0] if same(got, [scores[text]() for scores in wrong], 1e-9))
+    known = (text for text in wrong[0] if same(got, [scores[text]() for scores in wrong], 1e-6))
     names = ["a case worked by hand", *(f"beta={case[3]}" for case in cases[1:])]
     for name, value, right in zip(names, got, want):
         if not same(value, right, 1e-6):
             check.fail(f"the score is not right for {name}.", right, value, next(known, None))
-    check.equal(float(check.run(answer, predictions, labels, 5, mistakes=zero)), want[-1], "the score without the fourth argument")
+    check.equal(float(check.run(answer, predictions, labels, 5, mistakes=zero)), want[-1], "the score without the fourth argument",
+                tolerance=1e-6)  # fmt: skip
     check.passed("Equal to the definition by precision and recall, in fractions.")
 
 

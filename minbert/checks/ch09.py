@@ -132,7 +132,7 @@ def annealed_exponent(answer):
         }  # fmt: skip
 
     def line(E):
-        return [float(check.run(answer, e, E, mistakes=known)) for e in range(1, E + 1)]
+        return [check.plain(check.run(answer, e, E, mistakes=known), f"α of epoch {e} of {E}") for e in range(1, E + 1)]
 
     check.equal(line(5), [1.0, 0.8, 0.6, 0.4, 0.2], "α in epochs 1 to 5 of 5", mistakes(5))
     check.equal(line(10), numpy.linspace(1, 0.2, 10).tolist(), "α in epochs 1 to 10 of 10", mistakes(10))
@@ -179,6 +179,8 @@ def repair_endless(answer):
     def first(function, deal, count):
         result = check.run(function, deal, count)
         check.true(isinstance(result, (list, tuple)), "a list of batches is asked for.", None, "a list", type(result).__name__)
+        check.true(all(isinstance(batch, (list, tuple)) for batch in result), "each thing in the list should be a batch, itself a list.",
+                   "The batches are taken apart: the list holds single examples.", "[[…], […], …]", result)
         return [list(batch) for batch in result]
 
     two = first(answer, lambda number: [[2 * number], [2 * number + 1]], 5)
@@ -246,6 +248,8 @@ def go_on(answer):
         got = check.run(answer, *arguments)
         check.true(isinstance(got, (list, tuple)) and len(got) == 3, "three things are asked for: the epoch, the step, and the "
                    "positions.", None, "(epoch, step, positions)", got)
+        check.true(isinstance(got[2], (list, tuple)) and all(isinstance(k, (int, numpy.integer)) for k in (*got[:2], *got[2])),
+                   "the epoch and the step should be integers, the positions a list of them.", None, "(2, 2, [5, 1]), for example", got)
         got = (int(got[0]), int(got[1]), [int(k) for k in got[2]])
         want = want or walk(*arguments)
         if got == want:

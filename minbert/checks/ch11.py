@@ -142,7 +142,8 @@ def best_spans(answer):
             if "kth" in said else None,
         })  # fmt: skip
         check.true(all(np.array_equal(x, y) for x, y in zip(before, given[:2])), "the scores that were given are changed in place.")
-        check.true(isinstance(got, list), "a list is asked for.", expected="a list", got=type(got).__name__)
+        check.true(isinstance(got, list) and all(isinstance(span, (tuple, list)) for span in got), "a list of spans is asked for.",
+                   expected="[(score, start, end), …]", got=got)  # fmt: skip
         known = {text: (lambda kind=kind, given=given: spans_with(kind, *given)) for kind, text in SPAN_FAULTS.items()}
         check.equal([tuple(span) for span in got], want, what, known)
     check.passed("Equal to trying every span.")

@@ -113,6 +113,13 @@ class Check:
             self.fail("it returned None. Is there a return statement?")
         return result
 
+    def module(self, function, *args, **kwargs):
+        """Make a module with the reader's class."""
+        made = self.run(function, *args, **kwargs)
+        self.true(isinstance(made, torch.nn.Module), "the class does not make a torch.nn.Module.",
+                  expected="torch.nn.Module", got=type(made).__name__)
+        return made
+
     def tensor(self, got, what, shape=None, dtype=None, shape_mistakes=None):
         """`got` must be a tensor of this shape and dtype with finite values.
 
@@ -155,6 +162,13 @@ class Check:
         """A plain condition."""
         if not condition:
             self.fail(what, expected, got, mistake)
+
+    def plain(self, got, what):
+        """`got` as a float; it must be one number, in a tensor or not."""
+        try:
+            return float(got)
+        except (TypeError, ValueError, RuntimeError):
+            self.fail(f"{what} should be one number.", "a number", repr(got))
 
     def number(self, got, want, tolerance, what, unit=""):
         """The answer to an investigation: a number within a tolerance of the recorded one."""

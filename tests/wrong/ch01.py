@@ -32,6 +32,17 @@ def cut(word, vocabulary, unknown="[UNK]", longest=100, *, look_up="##", write="
     return pieces
 
 
+def too_long(limit=None, result=None):
+    """The limit, or what a word beyond it becomes, is written into the code."""
+
+    def split_word(word, vocabulary, unknown="[UNK]", longest=100):
+        if len(word) > (limit or longest):
+            return [result or unknown]
+        return cut(word, vocabulary, unknown, limit=False)
+
+    return split_word
+
+
 def switched(**switches):
     return lambda word, vocabulary, unknown="[UNK]", longest=100: cut(word, vocabulary, unknown, longest, **switches)
 
@@ -267,6 +278,8 @@ WRONG = {
         "the unknown piece is written into the code": lambda w, v, unknown="[UNK]", longest=100: cut(w, v, "[UNK]", longest),
         "the limit is off by one": switched(at_limit=True),
         "no limit": switched(limit=False),
+        "the limit is written into the code": too_long(limit=100),
+        "the unknown piece of a long word is written into the code": too_long(result="[UNK]"),
     },
     "bert_embeddings": {
         "joined end to end": version(forward=lambda self, ids, kinds: torch.cat(
@@ -309,7 +322,7 @@ WRONG = {
         "over D": lambda hidden, mask: hidden.masked_fill(~keep(mask), -9.0).amax(2),
         "over the batch": lambda hidden, mask: hidden.masked_fill(~keep(mask), -9.0).amax(0),
         "values and places": lambda hidden, mask: hidden.masked_fill(~keep(mask), -1e30).max(dim=1),
-        "a stand-in of -10": lambda hidden, mask: max_pool(hidden, mask, -10.0),
+        "a stand-in of -1e4": lambda hidden, mask: max_pool(hidden, mask, -1e4),
         "an empty row is -inf": lambda hidden, mask: max_pool(hidden, mask, float("-inf"), empty=False),
         "a stand-in of -1e9": lambda hidden, mask: max_pool(hidden, mask, -1e9),
     },

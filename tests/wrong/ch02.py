@@ -99,6 +99,12 @@ def attention_by_loops(q, k, v, bias=None, dropout=0.0):
     return (rows * keep)[..., None].mul(v[:, :, None]).sum(3), rows
 
 
+def attention_with_a_root_in_float32(q, k, v, bias=None, dropout=0.0):
+    scores = q @ k.mT / torch.sqrt(torch.tensor(q.shape[-1]))  # the root of an integer is a float32 number
+    probabilities = (scores if bias is None else scores + bias).softmax(-1)
+    return F.dropout(probabilities, dropout) @ v, probabilities
+
+
 def attention_by_torch(q, k, v, bias=None, dropout=0.0):
     identity = torch.eye(k.shape[2], dtype=q.dtype).expand(*k.shape[:2], -1, -1)
     rows = F.scaled_dot_product_attention(q, k, identity, attn_mask=bias)
@@ -233,6 +239,11 @@ def self_attention_view(x, query, key, value, heads):
 def self_attention_by_torch(x, query, key, value, heads):
     parts = [y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (x @ query, x @ key, x @ value)]
     return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+
+
+def self_attention_with_a_root_in_float32(x, query, key, value, heads):
+    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (x @ query, x @ key, x @ value))
+    return attention_with_a_root_in_float32(q, k, v)[0].transpose(1, 2).flatten(2)
 
 
 def self_attention_by_head(x, query, key, value, heads):
@@ -422,9 +433,11 @@ RIGHT = {
         "loop": bias_by_loop,
         "masked_fill": biased(lambda m, dtype: torch.zeros_like(m).masked_fill(m == 0, torch.finfo(dtype).min)),
     },
-    "attention": {"einsum": attention_einsum, "loops": attention_by_loops, "PyTorch's own": attention_by_torch},
+    "attention": {"einsum": attention_einsum, "loops": attention_by_loops, "PyTorch's own": attention_by_torch,
+                  "a root in float32": attention_with_a_root_in_float32},
     "multi_head_attention": {"head after head": OneHeadAfterTheOther, "einsum": ByEinsum},
-    "self_attention": {"PyTorch's own": self_attention_by_torch, "head after head": self_attention_by_head},
+    "self_attention": {"PyTorch's own": self_attention_by_torch, "head after head": self_attention_by_head,
+                       "a root in float32": self_attention_with_a_root_in_float32},
     "local_attention": {
         "PyTorch's own": local_by_torch,
         "loops": local_by_loops,

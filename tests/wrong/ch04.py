@@ -13,7 +13,7 @@ from minbert import optim as package
 
 def optimizer(*, correct="mv", wd="as asked", order=None, eps="beside", square=True, root=True, mean=True, swapped=False,
               stored=False, counter="own", group="own", absent="skip", sign=1.0, course=None, obey=("form", "bias", "decoupled"),
-              in_place=True, spoil=False, part=None):  # fmt: skip
+              in_place=True, spoil=False, part=None, obey_in_course=("bias", "decoupled"), root_of=math.sqrt):  # fmt: skip
     """An AdamW with a switch for each mistake, from plain tensors: nothing of it is the package's."""
 
     class Switched(torch.optim.Optimizer):
@@ -43,7 +43,8 @@ def optimizer(*, correct="mv", wd="as asked", order=None, eps="beside", square=T
             beta1, beta2 = chosen["betas"][::-1] if swapped else chosen["betas"]
             is_course = chosen["form"] == "course" and "form" in obey or course == "always"
             coupled = not chosen["decoupled"] and "decoupled" in obey
-            which = correct if chosen["correct_bias"] or "bias" not in obey else (part or "")
+            seen = [option for option in obey if not is_course or option in obey_in_course]
+            which = correct if chosen["correct_bias"] or "bias" not in seen else (part or "")
             if coupled and wd != "never" or wd == "l2":
                 if spoil:
                     g.add_(decay * p)
@@ -53,14 +54,16 @@ def optimizer(*, correct="mv", wd="as asked", order=None, eps="beside", square=T
             state["v"] = v = beta2 * state["v"] + (1 - beta2) * (g * g if square else g)
             part1, part2 = 1 - beta1**t, 1 - beta2**t
             m = m / part1 if "m" in which else m
-            v = v / part2 if "v" in which else v
+            v = v / part2 if "v" in which and root_of is math.sqrt else v
             if stored:
                 state["m"], state["v"] = m, v
             if is_course and "v" in which and course != "corrected root":
                 small = small / math.sqrt(part2)
-            below = {"beside": lambda: (v.sqrt() if root else v) + small, "inside": lambda: (v + small).sqrt(),
+            scale = 1.0 if root_of is math.sqrt or "v" not in which else root_of(part2)
+            below = {"beside": lambda: (v.sqrt() if root else v) / scale + small, "inside": lambda: (v + small).sqrt(),
                      "none": lambda: v.sqrt()}[eps]()  # fmt: skip
-            pull = {"as asked": 0.0 if coupled else lr * decay, "both": lr * decay, "l2": 0.0, "none": 0.0, "never":
+            shrinks = not coupled or "decoupled" not in seen
+            pull = {"as asked": lr * decay if shrinks else 0.0, "both": lr * decay, "l2": 0.0, "none": 0.0, "never":
                     0.0 if not chosen["decoupled"] else lr * decay, "no lr": decay,
                     "alpha": lr * math.sqrt(part2) / part1 * decay}[wd]  # fmt: skip
             last = (order or ("last" if is_course else "first")) == "last"
@@ -134,7 +137,7 @@ def down(t, w, T):
 def schedule_as_least(step, warmup, total):
     """The lower of the two lines."""
     rising = step / warmup if warmup else 1.0
-    falling = (total - step) / (total - warmup) if total > warmup else 1.0
+    falling = (total - step) / (total - warmup) if total > warmup else float(step < total)
     return max(0.0, min(rising, falling, 1.0))
 
 
@@ -340,6 +343,8 @@ WRONG = {
         "decoupled not looked at": optimizer(obey=("form", "bias")),
         "L2 and decoupled": optimizer(wd="both"),
         "coupled has no decay": optimizer(wd="never"),
+        "course: correct_bias not looked at": optimizer(obey_in_course=("decoupled",)),
+        "course: L2 and decoupled": optimizer(obey_in_course=("bias",)),
     },
     "linear_schedule": {
         "no warm-up": lambda step, warmup, total: max(0.0, (total - step) / total),
@@ -353,6 +358,8 @@ WRONG = {
         "negative after T": rises(up, lambda t, w, T: (T - t) / max(1, T - w)),
         "cosine": rises(up, lambda t, w, T: (1 + math.cos(math.pi * min(1, (t - w) / (T - w)))) / 2),
         "divided by a warm-up of 0": no_zero_warmup,
+        "divided by a fall of 0": rises(up, lambda t, w, T: max(0.0, (T - t) / (T - w))),
+        "no fall left": rises(up, lambda t, w, T: down(t, w, T) if T > w else 1.0),
         "step 0 is always 0": lambda step, warmup, total: 0.0 if step == 0 else rises(up, down)(step, warmup, total),
     },
     "parameter_groups": {
@@ -413,7 +420,8 @@ WRONG = {
 
 RIGHT = {
     "adamw": {"the package's": package.AdamW, "switchable": optimizer(), "corrections in the rate": InTheCourseOrder,
-              "sums written out": WithNumpy},
+              "sums written out": WithNumpy,
+              "a root in float32": optimizer(root_of=lambda part: torch.sqrt(torch.tensor(part)))},
     "linear_schedule": {"the package's": package.linear_schedule, "the lower of two lines": schedule_as_least,
                         "a table": schedule_from_a_table},
     "parameter_groups": {"the package's": package.parameter_groups, "one group each": grouped(), "sorted": groups_by_sorting},

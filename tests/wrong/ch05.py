@@ -1,5 +1,7 @@
 """Chapter 5: wrong versions from real mistakes, right versions written differently. See tests/test_checks.py."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -310,8 +312,8 @@ def first_form(predictions, labels, classes, beta=1.0):
     return sum(scores) / len(scores)
 
 
-def by_confusion_matrix(predictions, labels, classes, beta=1.0):
-    matrix = torch.zeros(classes, classes, dtype=torch.float64)
+def by_confusion_matrix(predictions, labels, classes, beta=1.0, dtype=torch.float64):
+    matrix = torch.zeros(classes, classes, dtype=dtype)
     for y, p in zip(labels, predictions):
         matrix[y, p] += 1
     hits, weight = matrix.diagonal(), beta**2
@@ -552,6 +554,7 @@ RIGHT = {
         "against a target": smoothing_by(right_target),
         "two terms": two_terms,
         "sentence by sentence": sentence_by_sentence,
+        "a target in float32": smoothing_by(lambda hot, e, k, b: (1 - e) * hot.float() + e / k),
     },
     "one_step": {
         "with switches, none on": one_step,
@@ -562,6 +565,7 @@ RIGHT = {
     "macro_fbeta": {
         "with switches, none on": fbeta_by(),
         "confusion matrix": by_confusion_matrix,
+        "confusion matrix in float32": functools.partial(by_confusion_matrix, dtype=torch.float32),
         "harmonic mean": by_harmonic_mean,
     },
     "dev_accuracy": {

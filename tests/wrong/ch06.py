@@ -81,6 +81,12 @@ def grouped(order):
     return many
 
 
+def too_few_only(self, x):
+    if len(self.task) < len(x):
+        raise ValueError("too few names")
+    return frozen(self, x) + torch.stack([update(self, row, task) for row, task in zip(x, self.task)])
+
+
 def detached_rows(self, x):
     if len(self.task) != len(x):
         raise ValueError("so many names, so many rows")
@@ -330,6 +336,9 @@ WRONG = {
         "a list is nothing": version(many=lambda self, x: frozen(self, x)),
         "exchanged": version(many=lambda self, x: frozen(self, x) + torch.stack(
             [update(self, row, "sst" if task == "sts" else "sts") for row, task in zip(x, self.task)])),
+        "one name after the other": version(many=lambda self, x: frozen(self, x) + torch.stack(
+            [update(self, x[i], self.task[i]) for i in range(len(x))])),
+        "too few names only": version(many=too_few_only),
         "not counted": version(many=lambda self, x: frozen(self, x) + each_row(self, x, lambda rows, task: update(self, rows, task))),
         "detached": version(one=lambda self, x: frozen(self, x) + update(self, x, self.task).detach()),
         "rows detached": version(many=detached_rows),
@@ -420,6 +429,8 @@ RIGHT = {
     "extract_adapter": {
         "with switches, none on": extracting(),
         "all in B": extracting(power=(0, 1)),
+        "the root of the scale, in float32": extracting(
+            power=(0.5, 0.5), scale_at=lambda A, B, s: (A / torch.tensor(s).sqrt(), B / torch.tensor(s).sqrt())),
         "eigenvectors": by_eigenvectors,
         "numpy": by_numpy,
     },

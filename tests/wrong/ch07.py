@@ -53,6 +53,12 @@ def sliced(first, second, max_length=128):
     return ids[:max_length], types[:max_length], len(ids) > max_length
 
 
+def room_refused(first, second, max_length=128):
+    if max_length <= 5:
+        raise ValueError("no room")
+    return joining()(first, second, max_length)
+
+
 def never_cut(first, second, max_length=128):
     if max_length < 5:
         raise ValueError(max_length)
@@ -294,6 +300,17 @@ def two_indices(logits, labels, guard=True, swap=False):
     return -((1 - share) * log_p[rows, low] + share * log_p[rows, low + 1]).mean()
 
 
+def soft_in_float32(labels, classes):
+    """(B, K), pair by pair, in a tensor of PyTorch's usual dtype."""
+    target = torch.zeros(len(labels), classes)
+    for row, label in zip(target, labels.tolist()):
+        low = int(label)
+        row[low] = 1 - (label - low)
+        if low + 1 < classes:
+            row[low + 1] = label - low
+    return target
+
+
 def pair_by_pair(logits, labels):
     losses = []
     for row, label in zip(logits, labels.tolist()):
@@ -332,6 +349,14 @@ def closest(score=None, places="upper", pick=None, order=lambda values: -values,
         return pick(result) if pick else result
 
     return closest_pairs
+
+
+def with_numpy_integers(vectors, k):
+    unit = F.normalize(vectors, dim=-1).numpy()
+    i, j = numpy.triu_indices(len(unit), 1)
+    cosines = (unit @ unit.T)[i, j]
+    best = numpy.argsort(-cosines)[:k]
+    return list(zip(i[best], j[best], cosines[best]))
 
 
 def by_distance(vectors, k):
@@ -458,6 +483,7 @@ WRONG = {
         "flag exchanged": finishing(cut=lambda cut, before, most: not cut),
         "flag when full": finishing(cut=lambda cut, before, most: sum(before) + 3 >= most),
         "no room": joining(measure=False),
+        "room refused": room_refused,
     },
     "apart_pairs": {
         "mask of ones": embedding(given=lambda ids, mask: torch.ones_like(mask)),
@@ -602,9 +628,11 @@ RIGHT = {
     "soft_class_loss": {
         "two indices": two_indices,
         "pair by pair": pair_by_pair,
+        "two indices, the target in float32": lambda logits, y: -(soft_in_float32(y, logits.shape[1]) * logits.log_softmax(-1)).sum(1).mean(),
         "PyTorch's": lambda logits, y: F.cross_entropy(logits, (1 - shares(y, logits.shape[1])).clamp(min=0)),
     },
-    "closest_pairs": {"masked matrix": with_masked_matrix, "combinations": with_combinations},
+    "closest_pairs": {"masked matrix": with_masked_matrix, "combinations": with_combinations,
+                      "NumPy's integers": with_numpy_integers},
     "similarity_loss": {
         "squeeze(1)": lambda model, batch: F.mse_loss(model(batch["input_ids"], batch["attention_mask"]).squeeze(1), batch["labels"]),
         "labels with a second axis": losing(lambda s, y: s - y.unsqueeze(1)),

@@ -247,6 +247,7 @@ WRONG = {
         "dealt at each step": chosen(lambda k, n: (k, k % n)),
         "pass 1 for ever": chosen(lambda k, n: (min(1, k // n), k % n)),
         "one too many": lambda deal, count: endless_list(deal, count + 1),
+        "taken apart": lambda deal, count: [example for batch in endless_list(deal, count) for example in batch],
     },
     "go_on": {
         "stays at the end": went(late=True),
