@@ -111,6 +111,20 @@ def test_a_wrong_version_outside_the_list_fails_without_a_false_name(exercise, v
     assert said is not None and "Likely mistake" not in said, said
 
 
+@pytest.mark.parametrize("exercise, right, mistakes", [
+    ("head_switched_off", 6.0, "ch02 NOT_THE_LARGEST"),
+    ("length_limit", 0.96, "ch11 NOT_THE_BEST"),
+])  # fmt: skip
+def test_a_wrong_number_of_an_investigation_is_named(exercise, right, mistakes):
+    chapter, name = mistakes.split()
+    known = getattr(importlib.import_module(f"minbert.checks.{chapter}"), name)
+    assert message(exercise, right) is None
+    for value, _, text in known:
+        assert f"Likely mistake: {text}" in message(exercise, value)
+    assert "Likely mistake" not in message(exercise, right + 0.6)
+    assert "should be a number" in message(exercise, float("nan"))
+
+
 @pytest.mark.parametrize("exercise", BUILDABLE, ids=lambda e: e["id"])
 def test_a_result_of_an_odd_kind_ends_in_a_message(exercise):
     """And never in an error of the check's own, whose traceback would tell the reader nothing."""

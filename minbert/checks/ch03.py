@@ -105,7 +105,22 @@ def _check_layer(check, layer, forward, norm_first):
     layer.eval()
     check.equal(check.run(forward, x, bias), plain, "The output in evaluation, where dropout must do nothing,", {
         "Dropout is active in evaluation too. It must know the mode, as nn.Dropout does.": lambda: exact})
-    layer.dropout.p = 0.0
+
+    # A second dropout on the way can't be seen behind one that leaves nothing. With a half, and an attention that finds
+    # nothing, each number of the update is 0 or twice what it was: one of 2⁸ vectors for each token.
+    with torch.no_grad():
+        layer.attention.output.weight.zero_()
+        layer.attention.output.bias.zero_()
+        h = x if norm_first else layer.attention_norm(x)
+        update = layer.down(gelu(layer.up(layer.output_norm(h) if norm_first else h)))  # (B, T, 8)
+        kept = torch.cartesian_prod(*[torch.tensor([0.0, 2.0], dtype=x.dtype)] * 8)  # (256, 8)
+        possible = h.unsqueeze(2) + kept * update.unsqueeze(2)  # (B, T, 256, 8)
+        possible = possible if norm_first else layer.output_norm(possible)
+    layer.dropout.p = 0.5
+    layer.train()
+    off = (check.run(forward, x, bias).unsqueeze(2) - possible).abs().amax(-1).amin(-1)  # (B, T)
+    check.true(bool((off < 1e-6).all()), "in training, with an attention of 0 and a dropout of 0.5, each number of the update should be 0 or twice what it was.",
+               "Dropout is applied twice in the second half: inside the feed-forward network as well as on its result.")
     check.passed()
 
 
@@ -349,6 +364,11 @@ def bert_model(answer):
     without = _torch_model(model, layers, ids, MASK, torch.zeros_like(ids))
     check.equal(hidden[real], without[0][real], "hidden, with no token types given (all 0),")
     check.true(hidden.requires_grad, "the output has no gradient.", "Something is detached, or computed under no_grad.")
+    model.bfloat16()
+    result = check.run(model, ids, MASK, types, mistakes={
+        RuntimeError: lambda words: "The bias has another dtype than the vectors: `mask_bias(attention_mask, x.dtype)`." if "type" in words else None,
+    })
+    check.tensor(result[0], "hidden, of a model in bfloat16,", dtype=torch.bfloat16)
     check.passed()
 
 
@@ -521,10 +541,18 @@ def mask_tokens(answer):
                "[MASK] 80 %, random 10 %, unchanged 10 %",
                "[MASK] {:.0%}, random {:.0%}, unchanged {:.0%}".format(*shares))
     drawn = masked[swapped]
-    check.true(bool(((drawn >= 0) & (drawn < vocab)).all()), "a random piece is not in the vocabulary.")
+    check.true(bool(((drawn >= 0) & (drawn < vocab)).all()), "a random piece is not in the vocabulary.",
+               "The ids end at `vocab_size` - 1, and `torch.randint(vocab_size, …)` ends there too.")
     check.true(len(drawn.unique()) > 30, "the random pieces are too few different ones.",
                "One random piece is drawn for the whole batch; draw one a place." if len(drawn.unique()) == 1 else None,
                "nearly all of the 50", len(drawn.unique()))
+
+    # With rate 1 about 900 pieces are drawn, so that the last of the 50 is missing in one of 10 million runs.
+    many, _ = run(ids[:100], rate=1.0)
+    drawn = many[(many != ids[:100]) & (many != mask_id)]
+    check.true(int(drawn.max()) == vocab - 1, "the random pieces should come from the whole vocabulary.",
+               "The upper end of `torch.randint` is never drawn: it is `vocab_size`, not `vocab_size` - 1.",
+               f"ids up to {vocab - 1}", f"ids up to {int(drawn.max())}")
 
     # The generator.
     again = run(ids)

@@ -361,6 +361,10 @@ def parameter_groups(answer):
         groups = check.run(answer, model, 1.0, 0.3, rates, 0.5)
         check.true(isinstance(groups, list) and all(isinstance(group, dict) and "params" in group for group in groups),
                    "a list of dicts is asked for, each with `params`, `lr` and `weight_decay`.", None, "a list of dicts", groups)
+        check.true(all(isinstance(group["params"], (list, tuple)) and all(id(p) in names for p in group["params"]) for group in groups),
+                   "`params` should be a list of the model's own parameters.",
+                   "One parameter alone is no list: put it into brackets. And a generator is empty after the first look.", "a list of parameters",
+                   ", ".join(sorted({type(group["params"]).__name__ for group in groups})))  # fmt: skip
         found = [(names.get(id(p), "?"), (group.get("lr", 1.0), group.get("weight_decay", 0.3)))
                  for group in groups for p in group["params"]]
         placed = dict(found)
@@ -500,8 +504,8 @@ def amsgrad_step(answer):
         state = tuple(check.run(answer, theta, torch.tensor([g], dtype=torch.float64), *moments, t, **by_hand))
     check.equal(torch.cat([value.reshape(-1) for value in state]), torch.tensor([-1.0, 0.0, 1.0, 2.0], dtype=torch.float64),
                 "(θ, m, v, v_max) after the gradients 2 and 0, with β₁ = 0, β₂ = 1/2, lr = 1, no decay,",
-                named and {named: lambda: torch.cat([value.reshape(-1) for value in state])})
-    check.equal(got, want, "θ over eight steps, against torch.optim.AdamW(amsgrad=True),", named and {named: lambda: got})
+                named and {named: lambda: torch.cat([value.reshape(-1) for value in state])}, DIGITS)
+    check.equal(got, want, "θ over eight steps, against torch.optim.AdamW(amsgrad=True),", named and {named: lambda: got}, DIGITS)
     check.passed()
 
 

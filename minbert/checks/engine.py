@@ -178,7 +178,9 @@ class Check:
             value = float(got)
         except (TypeError, ValueError):
             self.fail(f"{what} should be a number.", "a number", repr(got))
-        if not abs(value - want) <= tolerance:  # also refuses NaN
+        if value != value:
+            self.fail(f"{what} should be a number.", "a number", "NaN")
+        if not abs(value - want) <= tolerance:
             direction = "more" if value < want else "less"
             self.fail(f"{what} is not within {tolerance:g}{unit} of the recorded result: it should be {direction}. Look again at what is asked for, and in which unit.")
 

@@ -19,7 +19,7 @@ def tanh_gelu(t):
 
 def post(layer, x, bias=None, *, swapped=False, twice=False, res1=True, res2=True, from_x=False, ffn_x=False,
          norm1=True, norm2=True, inner_norm=False, act=F.gelu, masked=True, drop1=True, drop2=True, drop_late=False,
-         drop_sum=False, drop_inside=False, always=False, scale=1.0, detach=False):  # fmt: skip
+         drop_sum=False, drop_inside=False, drop_both=False, always=False, scale=1.0, detach=False):  # fmt: skip
     """A post-LN layer with a switch for each mistake."""
     first, second = layer.attention_norm, layer.output_norm
     if swapped:
@@ -50,11 +50,13 @@ def post(layer, x, bias=None, *, swapped=False, twice=False, res1=True, res2=Tru
     wide = act(layer.up(x if ffn_x else h))
     if drop_inside:
         return second(h + layer.down(layer.dropout(wide)))
+    if drop_both:
+        wide = layer.dropout(wide)
     return scale * join(x if from_x else h, layer.down(wide), res2, second, norm2, drop2)
 
 
 def pre(layer, x, bias=None, *, path1="x", path2="h", swapped=False, norm1=True, norm2=True, last=False, res=True,
-        masked=True, act=F.gelu, drop1=True, drop2=True, drop_sum=False, always=False, scale=1.0):  # fmt: skip
+        masked=True, act=F.gelu, drop1=True, drop2=True, drop_sum=False, drop_both=False, always=False, scale=1.0):  # fmt: skip
     """A pre-LN layer with a switch for each mistake."""
     first, second = layer.attention_norm, layer.output_norm
     if swapped:
@@ -72,7 +74,8 @@ def pre(layer, x, bias=None, *, path1="x", path2="h", swapped=False, norm1=True,
     update = drop(layer.attention(n, bias if masked else None), drop1)
     h = total((n if path1 == "n" else x) + update) if res else update
     m = second(h) if norm2 else h
-    update = drop(layer.down(act(layer.up(m))), drop2)
+    wide = act(layer.up(m))
+    update = drop(layer.down(layer.dropout(wide) if drop_both else wide), drop2)
     y = total({"h": h, "m": m, "x": x}[path2] + update) if res else update
     return scale * (second(y) if last else y)
 
@@ -125,6 +128,7 @@ LAYER = {
     "dropout after the normalisation": dict(drop_late=True),
     "dropout on the sum": dict(drop_sum=True),
     "dropout inside the feed-forward network": dict(drop_inside=True),
+    "dropout inside the feed-forward network too": dict(drop_both=True),
     "functional dropout, active in evaluation": dict(always=True),
 }
 
@@ -205,6 +209,7 @@ def encode(m, ids, mask, types, *, use_types=True, bias="right", order=None, own
         "inverted": lambda: mask_bias(1 - mask, start.dtype),
         "raw": lambda: mask[:, None, None, :],
         "two axes": lambda: mask,
+        "float32": lambda: mask_bias(mask),
     }
     added = biases[bias]()
     layers = list(m.layers)
@@ -263,7 +268,7 @@ class SentenceBySentence(BertModel):
 
 
 def hide(ids, special, mask_id, vocab, generator, rate=0.15, *, avoid=True, only_some_special=False, label="right",
-         shares=(0.8, 0.1), draws="one", use_generator=True, fixed_seed=False, one_piece=False, inverted=False,
+         shares=(0.8, 0.1), draws="one", use_generator=True, fixed_seed=False, one_piece=False, reach=0, inverted=False,
          touch_all=False):  # fmt: skip
     """`mask_tokens` with a switch for each mistake."""
     g = generator if use_generator else None
@@ -285,7 +290,7 @@ def hide(ids, special, mask_id, vocab, generator, rate=0.15, *, avoid=True, only
         swaps = ~masks & (torch.rand(ids.shape, generator=g) < 0.1)
     else:  # overlapping: a tenth of all the chosen, those with [MASK] too
         masks, swaps = kind < 0.8, torch.rand(ids.shape, generator=g) < 0.5
-    pieces = torch.randint(vocab, (1,) if one_piece else ids.shape, generator=g).expand(ids.shape)
+    pieces = torch.randint(vocab + reach, (1,) if one_piece else ids.shape, generator=g).expand(ids.shape)
     masked = torch.where((chosen | touch_all) & masks, mask_id, ids)
     masked = torch.where(chosen & swaps, pieces, masked)
     labels = {
@@ -370,6 +375,7 @@ WRONG = {
         "no dropout after the feed-forward network": as_function(pre, drop2=False),
         "no dropout": as_function(pre, drop1=False, drop2=False),
         "dropout on the sum": as_function(pre, drop_sum=True),
+        "dropout inside the feed-forward network too": as_function(pre, drop_both=True),
         "functional dropout, active in evaluation": as_function(pre, always=True),
     },
     "bert_model": {
@@ -394,6 +400,7 @@ WRONG = {
         "first sentence instead of first token": model(pool="row"),
         "wrong order of results": model(back=True),
         "only hidden": model(only=True),
+        "a bias in float32": model(bias="float32"),
     },
     "mask_tokens": {
         "special pieces chosen": hidden(avoid=False),
@@ -411,6 +418,8 @@ WRONG = {
         "generator not used": hidden(use_generator=False),
         "generator seeded inside": hidden(fixed_seed=True),
         "choice inverted": hidden(inverted=True),
+        "the last piece is never drawn": hidden(reach=-1),
+        "one piece beyond the last": hidden(reach=5),
         "what was not chosen is hidden too": hidden(touch_all=True),
     },
 }

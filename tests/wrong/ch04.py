@@ -219,6 +219,13 @@ def ams(*, correct="mv", largest=None, back=False, inside=False, wd="decoupled",
     return step
 
 
+def ams_with_a_root_in_float32(theta, g, m, v, v_max, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, decay=0.01):
+    m, v = torch.lerp(g, m, beta1), torch.lerp(g * g, v, beta2)
+    v_max = v_max.maximum(v)
+    root = torch.sqrt(torch.tensor(1 - beta2**t))
+    return theta - lr * (decay * theta + m / (1 - beta1**t) / (v_max.sqrt() / root + eps)), m, v, v_max
+
+
 def ams_in_a_loop(theta, g, m, v, v_max, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, decay=0.01):
     """One number at a time."""
     rows = []
@@ -363,6 +370,7 @@ WRONG = {
         "step 0 is always 0": lambda step, warmup, total: 0.0 if step == 0 else rises(up, down)(step, warmup, total),
     },
     "parameter_groups": {
+        "a parameter in place of a list": lambda *arguments: [{**group, "params": group["params"][0]} for group in grouped()(*arguments)],
         "frozen ones too": grouped(keep=lambda name, p: True),
         "head forgotten": grouped(keep=lambda name, p: p.requires_grad and not name.startswith("head")),
         "biases forgotten": grouped(keep=lambda name, p: p.requires_grad and p.ndim > 1),
@@ -425,7 +433,8 @@ RIGHT = {
     "linear_schedule": {"the package's": package.linear_schedule, "the lower of two lines": schedule_as_least,
                         "a table": schedule_from_a_table},
     "parameter_groups": {"the package's": package.parameter_groups, "one group each": grouped(), "sorted": groups_by_sorting},
-    "amsgrad_step": {"switchable": ams(), "one number at a time": ams_in_a_loop},
+    "amsgrad_step": {"switchable": ams(), "one number at a time": ams_in_a_loop,
+                     "a root in float32": ams_with_a_root_in_float32},
     "repair_loop": {"switchable": looped(), "by hand": loop_by_hand},
 }
 

@@ -316,6 +316,8 @@ WRONG = {
         "padding not masked": extractor(lambda self, scores, mask: two(scores)),
         "multiplied by the mask": extractor(lambda self, scores, mask: two(scores * mask[..., None])),
         "-1e9": extractor(lambda self, scores, mask: two(scores.masked_fill(mask[..., None] == 0, -1e9))),
+        "-1e4": extractor(lambda self, scores, mask: two(scores.masked_fill(mask[..., None] == 0, -1e4))),
+        "-inf": extractor(lambda self, scores, mask: two(scores.masked_fill(mask[..., None] == 0, -np.inf))),
         "no gradient to the encoder": extractor(forward=without_gradient),
     },
     "best_spans": {
@@ -371,6 +373,7 @@ WRONG = {
         "only the normaliser": spanning(finish=lambda s, r: s.logsumexp(0)),
         "exp of large scores": spanning(finish=lambda s, r: s.exp().sum().log() - r),
         "detached": detached,
+        "one side detached": lambda start, end, *others: spanning()(start, end.detach(), *others),
     },
     "final_answer": {
         "largest null": merging(null=lambda windows: max(w[0] for w in windows)),
