@@ -12,6 +12,7 @@ import json
 import pathlib
 import re
 
+import numpy
 import pytest
 import torch
 
@@ -109,6 +110,12 @@ def test_a_right_version_written_differently_passes(exercise, name, version, cap
 def test_a_wrong_version_outside_the_list_fails_without_a_false_name(exercise, version):
     said = message(exercise, version)
     assert said is not None and "Likely mistake" not in said, said
+
+
+def test_numbers_are_compared_in_double_precision():
+    assert engine.same(numpy.float64(6.9), 6.9, 1e-9) and engine.same(torch.tensor(6.9, dtype=torch.float64), 6.9, 1e-9)
+    assert engine.same([(6.9, 1)], [(numpy.float64(6.9), numpy.int64(1))], 1e-9)
+    assert not engine.same(1.0, 1.0 + 3e-8, 1e-9) and not engine.same([1.0, 2.0], torch.tensor([1.0, 2.0 + 1e-6]), 1e-9)
 
 
 @pytest.mark.parametrize("exercise, right, mistakes", [

@@ -167,6 +167,7 @@ def freeze(answer):
         model = model or small_model()
         returned = check.run(answer, model, mode, count, mistakes={
             RecursionError: "The whole model is in `frozen`, so that model.train() calls itself without end. Only parts of it can be frozen.",
+            ValueError: f"{count} of 3 layers can be frozen. Only a negative number, or one above 3, is refused.",
         })
         check.true(returned is model, "the model should be returned.")
         known = {text: (lambda value=value: value) for text, value in mistakes.items()}

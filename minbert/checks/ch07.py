@@ -379,6 +379,10 @@ def cross_attention(answer):
     else:
         check.fail(what, "ValueError", "no error", "The longer sentence is cut, or the shorter one stretched, without a word.")
 
+    check.tensor(check.run(make("standard").bfloat16(), *(random(2, 5, 8).bfloat16() for _ in range(2)), mask, mistakes={
+        RuntimeError: lambda words: "The bias has another dtype than the vectors: `mask_bias(second_mask, first.dtype)`." if "type" in words else None,
+    }), "the result in bfloat16", dtype=torch.bfloat16)  # fmt: skip
+
     # With dropout 1 nothing is left but the output layer's bias.
     module, first, second = make("standard", dropout=1.0), random(2, 5, 8, seed=1), random(2, 5, 8, seed=2)
     right, bias = cross_with(None, module, first, second, mask), module.output.bias.expand(2, 5, 8)

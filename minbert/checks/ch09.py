@@ -134,8 +134,8 @@ def annealed_exponent(answer):
     def line(E):
         return [check.plain(check.run(answer, e, E, mistakes=known), f"α of epoch {e} of {E}") for e in range(1, E + 1)]
 
-    check.equal(line(5), [1.0, 0.8, 0.6, 0.4, 0.2], "α in epochs 1 to 5 of 5", mistakes(5))
-    check.equal(line(10), numpy.linspace(1, 0.2, 10).tolist(), "α in epochs 1 to 10 of 10", mistakes(10))
+    check.equal(line(5), [1.0, 0.8, 0.6, 0.4, 0.2], "α in epochs 1 to 5 of 5", mistakes(5), 1e-6)
+    check.equal(line(10), numpy.linspace(1, 0.2, 10).tolist(), "α in epochs 1 to 10 of 10", mistakes(10), 1e-6)
     check.equal(line(1), [1.0], "α in the only epoch of 1", {
         "The only epoch is treated as the last one. It is the first too, and begins with α = 1.": lambda: [0.2],
     })

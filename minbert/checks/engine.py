@@ -198,10 +198,17 @@ def same(a, b, tolerance):
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b))
     try:
-        a, b = (torch.as_tensor(x).detach().to(torch.float64) for x in (a, b))
+        a, b = doubles(a), doubles(b)
     except (TypeError, ValueError, RuntimeError):
         return bool(a == b)
     return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def doubles(value):
+    """A number, a list of numbers or a tensor as a float64 tensor. (`torch.as_tensor` would round Python's numbers to float32.)"""
+    if torch.is_tensor(value):
+        return value.detach().to(torch.float64)
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def show(value, most=4):
@@ -220,7 +227,7 @@ def show(value, most=4):
 def at_the_largest_difference(want, got):
     """Texts for one place of two tensors of the same shape: the one where they differ most. Other things stay as they are."""
     try:
-        a, b = (torch.as_tensor(x).detach().to(torch.float64) for x in (want, got))
+        a, b = doubles(want), doubles(got)
         place = (a - b).abs().argmax().item()
     except (TypeError, ValueError, RuntimeError):
         return want, got

@@ -136,6 +136,12 @@ def by_counting(model, mode, layers=0, frozen_dropout=False):
     return model.train(model.training)
 
 
+def all_layers_refused(model, mode, layers=0, frozen_dropout=False):
+    if mode == "partial" and layers >= len(model.encoder.layers):
+        raise ValueError("too many layers")
+    return classify.freeze(model, mode, layers, frozen_dropout)
+
+
 def all_but_the_chosen(encoder, layers):
     return [*encoder.layers[layers:], encoder.pooler]
 
@@ -446,6 +452,7 @@ WRONG = {
         "0 layers are nothing": freezing(chosen(partial=lambda encoder, n: [encoder.embeddings, *encoder.layers[:n]] if n else [])),
         "a silent slice": freezing(lambda *given: ask(*given, high=False)),
         "a negative number": freezing(lambda *given: ask(*given, low=False)),
+        "all layers refused": all_layers_refused,
         "\"embeddings\" freezes nothing": freezing(chosen(embeddings=lambda model: [])),
         "\"embeddings\" and layers": freezing(chosen(embeddings=lambda model: [model.encoder.embeddings, *model.encoder.layers])),
         "only the embeddings learn": freezing(chosen(embeddings=lambda model: [*model.encoder.layers, model.encoder.pooler, model.head])),

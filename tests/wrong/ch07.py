@@ -216,7 +216,7 @@ def crossing(*, keys=None, values="second", asking="first", mask="right", scale=
         q, k, v = (split_heads(getattr(self, layer)(x), count) for layer, x in zip(layers, (sides[asking], keys_from, sides[values])))
         scores = q @ k.transpose(-2, -1) / math.sqrt(scale(self, q) if scale else q.shape[-1])
         bias = {"right": lambda: mask_bias(second_mask, q.dtype), "none": lambda: 0.0, "inverted": lambda: mask_bias(1 - second_mask, q.dtype),
-                "0 and 1": lambda: second_mask[:, None, None, :]}[mask]()  # fmt: skip
+                "0 and 1": lambda: second_mask[:, None, None, :], "float32": lambda: mask_bias(second_mask)}[mask]()  # fmt: skip
         probabilities = (scores + bias + spoil * scores**2).softmax(axis)
         if dropout == "right":
             probabilities = F.dropout(probabilities, self.dropout, self.training)
@@ -526,6 +526,7 @@ WRONG = {
         "no mask": crossing(mask="none"),
         "inverted mask": crossing(mask="inverted"),
         "mask as 0 and 1": crossing(mask="0 and 1"),
+        "bias in float32": crossing(mask="float32"),
         "unscaled": crossing(scale=lambda self, q: 1.0),
         "√D": crossing(scale=lambda self, q: q.shape[-1] * self.heads),
         "softmax over queries": crossing(axis=-2),

@@ -124,6 +124,10 @@ def by_loops(start, end, allowed, n_best=20, max_answer=30):
     return spans[:n_best]
 
 
+def by_numpy_numbers(start, end, allowed, n_best=20, max_answer=30):
+    return [(np.float64(score), np.int64(i), np.int64(j)) for score, i, j in by_loops(start, end, allowed, n_best, max_answer)]
+
+
 def by_many(start, end, allowed, n_best=20, max_answer=30):
     can_start, can_end = allowed if isinstance(allowed, tuple) else (allowed, allowed)
     start, end = np.where(can_start, start, -np.inf)[None], np.where(can_end, end, -np.inf)[None]
@@ -404,6 +408,7 @@ RIGHT = {
         "with switches, none on": searching(),
         "loops": by_loops,
         "many windows": by_many,
+        "NumPy's numbers": by_numpy_numbers,
     },
     "f1_score": {
         "the package's": squad.f1_score,
