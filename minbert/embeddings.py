@@ -68,7 +68,7 @@ def mean_pool(hidden, attention_mask):
     Source: Reimers and Gurevych 2019, section 3 (the MEAN strategy).
     """
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)  # (B, D)
+    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B, D)
 
 
 class BagOfEmbeddings(nn.Module):

@@ -180,7 +180,7 @@ class SpanExtractor(TaskModel):
 def span_loss(start_scores, end_scores, starts, ends):
     """The mean of the two cross-entropies: scores (B, T) each, the right places (B,) each; (0, 0) for no answer.
 
-    Source: Devlin et al. 2019, section 4.3.
+    Source: Devlin et al. 2019, section 4.2; the place (0, 0) is from section 4.3.
     """
     cross_entropy = nn.functional.cross_entropy
     if start_scores.dtype in (torch.float16, torch.bfloat16):  # a softmax over 384 places in 16 bits loses digits

@@ -219,7 +219,8 @@ def test_heads_are_cut_and_joined_without_mixing_tokens():
 def test_mean_pool_leaves_padding_out():
     hidden = torch.tensor([[[1.0], [3.0], [100.0]], [[5.0], [7.0], [9.0]], [[5.0], [7.0], [9.0]]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
-    assert torch.equal(mean_pool(hidden, mask), torch.tensor([[2.0], [7.0], [0.0]]))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):         # a tiny divisor would be 0 in float16
+        assert torch.equal(mean_pool(hidden.to(dtype), mask), torch.tensor([[2.0], [7.0], [0.0]], dtype=dtype))
 
 
 def test_too_long_an_input_is_refused_with_the_remedy():

@@ -72,6 +72,8 @@ def test_both_sides_go_through_one_encoder_as_if_alone():
     assert torch.allclose(model.embed(ids, mask), one, atol=1e-12)      # padding does not leak
     expected = nn.functional.cosine_similarity(one[:3], one[3:])
     assert torch.allclose(model(ids, mask)[:, 0], expected, atol=1e-12)
+    with pytest.raises(ValueError, match="3 sentences are no pairs"):      # 2 against 1 would be compared by broadcasting
+        model(ids[:3], mask[:3])
 
 
 def test_vector_pooling_is_u_v_and_the_size_of_their_difference():
