@@ -112,6 +112,11 @@ def test_a_wrong_version_outside_the_list_fails_without_a_false_name(exercise, v
     assert said is not None and "Likely mistake" not in said, said
 
 
+def test_the_answer_to_an_investigation_may_be_a_tensor():
+    assert message("vanishing_gradient", torch.tensor(2.6)) is None
+    assert "The sign" in message("vanishing_gradient", torch.tensor(-2.6))
+
+
 def test_numbers_are_compared_in_double_precision():
     assert engine.same(numpy.float64(6.9), 6.9, 1e-9) and engine.same(torch.tensor(6.9, dtype=torch.float64), 6.9, 1e-9)
     assert engine.same([(6.9, 1)], [(numpy.float64(6.9), numpy.int64(1))], 1e-9)
