@@ -201,7 +201,7 @@ class ApartPairs(TaskModel):
     def forward(self, input_ids, attention_mask):
         """(2B, T) each to (B, outputs).  Raises ValueError for an odd number of sentences."""
         if len(input_ids) % 2:
-            raise ValueError(f"{len(input_ids)} sentences are no pairs: B first ones and then B second ones are needed")
+            raise ValueError(f"{len(input_ids)} sentences are no pairs: 2B are needed")
         # BEGIN compare
         u, v = self.dropout(self.embed(input_ids, attention_mask)).chunk(2)  # (B, D) each
         return self.head(u, v)
