@@ -175,19 +175,18 @@ def use_task(model, task):
     Raises:
         ValueError: a task that was never added; the message names the known ones.
     """
-    for name in [task] if isinstance(task, str) else set(task or ()):
-        _with_task(model, name)
-    for _, layer in adapted(model):
+    for _, layer in _with_tasks(model, [task] if isinstance(task, str) else set(task or ())):
         layer.task = task
     return model
 
 
-def _with_task(model, task):
-    """`adapted`, or ValueError if the model has no such task."""
+def _with_tasks(model, tasks):
+    """`adapted`, or ValueError if one of these tasks was never added."""
     layers = adapted(model)
     known = list(layers[0][1].A) if layers else []
-    if task not in known:
-        raise ValueError(f"LoRA: no task {task!r}; known: {', '.join(known) or 'none'}")
+    for task in tasks:
+        if task not in known:
+            raise ValueError(f"LoRA: no task {task!r}; known: {', '.join(known) or 'none'}")
     return layers
 
 
@@ -198,7 +197,7 @@ def merge(model, task):
         ValueError: a task that was never added.
         RuntimeError: one is merged already.
     """
-    for _, layer in _with_task(model, task):
+    for _, layer in _with_tasks(model, [task]):
         layer.merge(task)
     return model
 
@@ -232,7 +231,7 @@ def adapter_tensors(model, task):
         ValueError: no such task.
     """
     tensors = {}
-    for name, layer in _with_task(model, task):
+    for name, layer in _with_tasks(model, [task]):
         tensors[f"{name}.A"], tensors[f"{name}.B"] = layer.A[task].detach(), layer.B[task].detach()
     return tensors
 
@@ -247,7 +246,7 @@ def save_adapter(model, task, path):
     """
     from safetensors.torch import save
 
-    layers = _with_task(model, task)
+    layers = _with_tasks(model, [task])
     tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_tensors(model, task).items()}
     meta = {"task": task, "r": layers[0][1].r, "scale": layers[0][1].scale}
     return write_atomically(path, save(tensors, metadata={"minbert-adapter": json.dumps(meta)}))
